@@ -1,0 +1,10 @@
+"""HTTP: one file for each family of endpoints, one row here for each file."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from api import chat, health, models, transcriptions
+
+ROUTERS: tuple[APIRouter, ...] = (transcriptions.router, chat.router, models.router)
+UNVERSIONED_ROUTERS: tuple[APIRouter, ...] = (health.router,)

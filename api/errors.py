@@ -1,0 +1,128 @@
+"""Every error that a client can see: one envelope, and one table from exceptions to it.
+
+    {"error": {"message", "type", "param", "code"}, "detail": message}
+
+`error` is OpenAI's envelope; `detail` is what Lotti and clients of other FastAPI servers read.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from audio_processor import AudioError
+from engine.core import EngineError, EngineStopped, JobFailed, PromptTooLong
+from model_manager import ModelUnavailable
+from transcriber import TooManyRequests
+
+log = logging.getLogger("voxtral.api")
+
+RETRY_SOON_SECONDS = 5
+RETRY_LATER_SECONDS = 30
+
+
+class ApiError(Exception):
+    """An answer that is not 200. `param` names the field, the message says what to do."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = headers or {}
+
+    @property
+    def type(self) -> str:
+        return {401: "authentication_error", 429: "rate_limit_error"}.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+
+    @property
+    def body(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error, "detail": self.message}
+
+
+def invalid(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def unsupported(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param=param, code="unsupported_value")
+
+
+def describe(error: Exception) -> ApiError:
+    """What the client is told about any exception. The details of an unforeseen one stay in the log."""
+    match error:
+        case ApiError():
+            return error
+        case AudioError(code="audio_too_long"):
+            return ApiError(413, str(error), param="file", code=error.code)
+        case AudioError():
+            return ApiError(400, str(error), param="file", code=error.code)
+        case TooManyRequests():
+            return _retry(429, str(error), "rate_limit_exceeded", RETRY_SOON_SECONDS)
+        case ModelUnavailable(reason="absent"):
+            return ApiError(404, str(error), param="model", code="model_not_found")
+        case ModelUnavailable(reason="downloading"):
+            return _retry(503, str(error), "model_downloading", RETRY_LATER_SECONDS)
+        case ModelUnavailable():
+            return ApiError(503, str(error), code="model_failed", headers={"x-should-retry": "false"})
+        case EngineStopped():
+            return _retry(503, str(error), "engine_stopped", RETRY_SOON_SECONDS)
+        case PromptTooLong():
+            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        case JobFailed():
+            return ApiError(500, str(error), code="engine_error", headers={"x-should-retry": "false"})
+        case EngineError():
+            return ApiError(400, str(error), param="messages", code="invalid_value")
+        case HTTPException():
+            return _http_error(error)
+    log.error("unforeseen error", exc_info=error)
+    return ApiError(500, "The server failed on this request; its log says why.", code="internal_error")
+
+
+def _retry(status: int, message: str, code: str, seconds: int) -> ApiError:
+    return ApiError(status, message, code=code, headers={"Retry-After": str(seconds)})
+
+
+def _http_error(error: HTTPException) -> ApiError:
+    """Starlette's own errors: no such route, wrong method, a broken multipart body."""
+    if error.status_code == 404:
+        return ApiError(404, "No such path. See /docs for what there is.", code="not_found")
+    return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+def from_validation(problems: list[Any]) -> ApiError:
+    """The first problem that pydantic found, as a 400 that names the field by its path."""
+    problem = problems[0]
+    where = ".".join(str(part) for part in problem["loc"] if part != "body")
+    return invalid(where, f"{where}: {problem['msg']}." if where else f"{problem['msg']}.")
+
+
+def install(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def on_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _response(from_validation(list(error.errors())))
+
+    async def on_error(request: Request, error: Exception) -> JSONResponse:
+        return _response(describe(error))
+
+    for kind in (ApiError, AudioError, TooManyRequests, ModelUnavailable, EngineError, HTTPException):
+        app.add_exception_handler(kind, on_error)
+    app.add_exception_handler(Exception, on_error)
+
+
+def _response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, error.status, headers=error.headers)

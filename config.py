@@ -1,0 +1,117 @@
+"""Settings: the only reader of the environment.
+
+Each field below is one environment variable; its description is what README and .env.example say about it (a test
+compares them). Values come from the process environment first, then from the file `.env`, then from the default.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Literal
+
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+ROOT = Path(__file__).resolve().parent
+DEMO_MODEL = ROOT / "demo_model"
+DEFAULT_MODEL = "mistralai/Voxtral-Mini-3B-2507"
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the message says which one, why, and what to write instead."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 lets other machines in.")
+    port: int = Field(11344, ge=0, le=65535, description="Port to listen on. 0 takes any free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    voxtral_model_id: str = Field(
+        DEFAULT_MODEL, min_length=1, description="Model to serve: a Hugging Face repository or a folder."
+    )
+    voxtral_model_revision: str | None = Field(
+        None, description="Commit of the repository. Empty: the one pinned for known models, else `main`."
+    )
+    voxtral_device: Literal["auto", "cuda", "mps", "cpu"] = Field(
+        "auto", description="Where the model runs. auto: CUDA, else MPS, else CPU."
+    )
+    voxtral_dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Precision of the weights. auto: bfloat16 where the device computes in it, else float32."
+    )
+    voxtral_cache_dir: Path | None = Field(
+        None, description="Where models are kept. Empty: the Hugging Face cache of this user."
+    )
+    hf_token: str | None = Field(None, description="Hugging Face token. Voxtral needs none; private models do.")
+    max_batch_size: int = Field(8, ge=1, le=512, description="Chunks of audio that are decoded together.")
+    max_concurrent_requests: int = Field(
+        64, ge=1, le=10_000, description="Requests at work or waiting at once; one more is answered 429."
+    )
+    max_audio_size_mb: int = Field(500, ge=1, description="Largest upload in megabytes (10^6 bytes); more is a 413.")
+    max_audio_duration_seconds: int = Field(4 * 3600, ge=1, description="Longest audio in seconds; more is a 413.")
+    audio_chunk_size_seconds: int = Field(
+        60, ge=5, le=600, description="Longest piece of audio, in seconds, that the model hears at once."
+    )
+    tokens_per_second: float = Field(
+        20.0,
+        gt=0,
+        le=100,
+        description="Tokens a chunk may produce for each second of its audio, beside 64 for any chunk.",
+    )
+    heartbeat_seconds: float = Field(
+        10.0, gt=0, le=300, description="Seconds of silence on a stream after which a comment line is sent."
+    )
+
+    @field_validator("voxtral_model_revision", "voxtral_cache_dir", "hf_token", mode="before")
+    @classmethod
+    def _empty_is_absent(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("log_level", "voxtral_device", "voxtral_dtype", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @property
+    def max_audio_bytes(self) -> int:
+        return self.max_audio_size_mb * 1_000_000
+
+    def token_cap(self, seconds: float) -> int:
+        """Most tokens that `seconds` of audio can need: several times the rate of fast speech."""
+        return 64 + round(self.tokens_per_second * seconds)
+
+
+def load_settings(env_file: Path = ROOT / ".env", **overrides: object) -> Settings:
+    """Settings from the environment, `env_file` and the command line (`overrides`), strongest last.
+
+    Raises ConfigError with one line that names the variable or the line of the file.
+    """
+    values = {**_read_env_file(env_file), **os.environ}
+    given = {name: values[name.upper()] for name in Settings.model_fields if name.upper() in values}
+    try:
+        return Settings.model_validate({**given, **overrides})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0]).upper()
+        raise ConfigError(
+            f"{name}={problem['input']}: {problem['msg']}. Set it in .env or in the environment."
+        ) from None
+
+
+def _read_env_file(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Write it as UTF-8 text, one NAME=value a line.") from None
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key and binding.value is None):
+            line = binding.original.string.strip()
+            raise ConfigError(
+                f"{path}, line {binding.original.line}: '{line}' is not NAME=value. Correct or delete it."
+            )
+    return {name: value for name, value in dotenv_values(stream=io.StringIO(text)).items() if value is not None}

@@ -1,0 +1,1 @@
+"""Tokens out of audio: batching, scheduling, caching and sampling around a model. Knows no text format and no HTTP."""

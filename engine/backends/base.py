@@ -1,0 +1,45 @@
+"""What the worker asks of a model: prefill one job into a row, decode one step for the first n rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from engine.core import Job
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.tokenizer import VoxtralTokenizer
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    device: str  # auto, cuda, mps or cpu
+    dtype: str  # auto, bfloat16 or float32
+    rows: int  # jobs that may run together
+
+
+class Backend(Protocol):
+    """Called by one thread only, except `audio_tokens` and the attributes, which any thread may read."""
+
+    tokenizer: VoxtralTokenizer
+    rows: int
+    context_length: int  # tokens of prompt and answer together
+    description: str  # model, device and precision, for people
+    device: str
+
+    def audio_tokens(self, samples: int) -> int:
+        """Audio tokens in the prompt for `samples` samples at 16 kHz."""
+
+    def prefill(self, job: Job, row: int) -> torch.Tensor:
+        """Hear the job's audio and read its prompt into `row`. Logits (1, vocabulary) of the first token."""
+
+    def decode(self, tokens: list[int]) -> torch.Tensor:
+        """One step for rows 0 to n-1, given the token each chose last. Logits (n, vocabulary)."""
+
+    def move_row(self, source: int, target: int) -> None:
+        """Overwrite `target` by `source`, whose job goes on there."""
+
+    def release_memory(self) -> None:
+        """No row is in use: give back what only running jobs need."""

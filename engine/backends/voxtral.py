@@ -1,0 +1,122 @@
+"""Voxtral through transformers: its modules compute, our cache and rows make a batch of them.
+
+docs/MODEL.md follows the numbers from samples to logits. The decoder's layers are called one by one, as
+`LlamaModel.forward` calls them, because our cache knows its mask already and transformers would build one each step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import VoxtralForConditionalGeneration, WhisperFeatureExtractor
+
+from engine.backends.base import LoadOptions
+from engine.core import Job
+from engine.kv_cache import DecodeView, KVCache, PrefillView
+from engine.tokenizer import VoxtralTokenizer
+
+WINDOW_SAMPLES = 480_000  # the encoder hears 30 s at 16 kHz at a time, padded with silence
+WINDOW_FRAMES = 3_000  # 10 ms each
+CONTEXT_LENGTH = 32_768  # tokens; what Voxtral's card promises, a quarter of the positions in its config.json
+
+
+class VoxtralBackend:
+    def __init__(self, folder: Path, options: LoadOptions) -> None:
+        device = pick_device(options.device)
+        dtype = pick_dtype(options.dtype, device)
+        self.tokenizer = VoxtralTokenizer(folder)
+        self._features = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        model = VoxtralForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
+        model.to(device).eval()
+        self._model = model
+        self._decoder = model.model.language_model
+        self._tensor_device = torch.device(device)
+        self._cache = KVCache(model.config.text_config, options.rows, dtype, self._tensor_device)
+        audio = model.config.audio_config
+        # Two frames make an encoder position, and the projector joins as many positions as fill its input.
+        self._tokens_per_window = audio.max_source_positions * audio.hidden_size // audio.intermediate_size
+        self.rows = options.rows
+        self.device = device
+        self.context_length = min(CONTEXT_LENGTH, model.config.text_config.max_position_embeddings)
+        self.description = f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M parameters, {device}, {dtype}"
+
+    def audio_tokens(self, samples: int) -> int:
+        return -(-samples // WINDOW_SAMPLES) * self._tokens_per_window
+
+    @torch.inference_mode()
+    def prefill(self, job: Job, row: int) -> torch.Tensor:
+        inputs = self._prompt_embeddings(job)
+        length = inputs.shape[1]
+        self._cache.reserve(length + job.max_tokens)
+        positions = torch.arange(length, device=self._tensor_device)[None]
+        hidden = self._decode_layers(inputs, positions, None, self._cache.prefill_view(row))
+        self._cache.lengths[row] = length
+        return self._model.lm_head(hidden[:, -1])
+
+    @torch.inference_mode()
+    def decode(self, tokens: list[int]) -> torch.Tensor:
+        ids = torch.tensor(tokens, device=self._tensor_device)[:, None]
+        view = self._cache.decode_view(len(tokens))
+        hidden = self._decode_layers(self._decoder.embed_tokens(ids), view.positions, view.mask, view)
+        self._cache.lengths[: len(tokens)] += 1
+        return self._model.lm_head(hidden[:, 0])
+
+    @torch.inference_mode()
+    def move_row(self, source: int, target: int) -> None:
+        self._cache.move_row(source, target)
+
+    def release_memory(self) -> None:
+        self._cache.release()
+
+    def _prompt_embeddings(self, job: Job) -> torch.Tensor:
+        """Embeddings (1, prompt, hidden) of the ids before the audio, the audio itself, and the ids after it."""
+        ids = torch.tensor([*job.prompt.before, *job.prompt.after], device=self._tensor_device)
+        before, after = self._decoder.embed_tokens(ids).tensor_split([len(job.prompt.before)])
+        return torch.cat([before, self._listen(job.samples), after])[None]
+
+    def _listen(self, samples: np.ndarray) -> torch.Tensor:
+        """Audio embeddings (tokens, hidden) of samples (n,), which are padded to whole windows of 30 s."""
+        mel = self._features(
+            samples, sampling_rate=16_000, padding=True, pad_to_multiple_of=WINDOW_SAMPLES, truncation=False,
+            return_tensors="pt",
+        ).input_features  # (1, bins, frames)  # fmt: skip
+        windows = mel[0].unflatten(1, (-1, WINDOW_FRAMES)).transpose(0, 1)  # (windows, bins, frames)
+        return self._model.get_audio_features(windows, return_dict=True).pooler_output
+
+    def _decode_layers(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: PrefillView | DecodeView,
+    ) -> torch.Tensor:
+        """Hidden states (batch, length, hidden) after all layers. Without a mask, attention is causal."""
+        rotation = self._decoder.rotary_emb(hidden, position_ids=positions)
+        for layer in self._decoder.layers:
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache)
+        return self._decoder.norm(hidden)
+
+
+def pick_device(wanted: str) -> str:
+    """CUDA, else MPS, else CPU; or the one that is wanted, if it is there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted != "auto":
+        if not there[wanted]:
+            raise ValueError(f"VOXTRAL_DEVICE={wanted}, but this machine has none. Set it to auto.")
+        return wanted
+    return next(device for device, present in there.items() if present)
+
+
+def pick_dtype(wanted: str, device: str) -> torch.dtype:
+    """bfloat16 where the device multiplies in it, else float32: emulated bfloat16 is several times slower."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device == "mps":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -1,0 +1,237 @@
+"""The one thread that owns the model.
+
+One thread, because a model's cache and a GPU's stream are mutable state that every step of every request touches:
+with one owner nothing needs a lock and the batch is simply what is there when a step begins. The loop is
+
+    receive -> schedule -> forward -> emit
+
+Requests join and leave between steps. Everything that crosses the border to asyncio does so in `JobStream`: jobs and
+cancellations come in through a queue, tokens go out in one call to the event loop for each step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engine.backends.base import Backend
+from engine.core import EngineError, EngineStopped, Job, JobDone, JobFailed, PromptTooLong, Token
+from engine.sampling import Sampler, choose_tokens
+from engine.scheduler import Scheduler
+
+log = logging.getLogger("voxtral.engine")
+
+IDLE_SECONDS = 30.0  # after which memory that only running jobs need is given back
+
+
+class JobStream:
+    """The tokens of one job as an async iterator. After its end `done` tells how it ended."""
+
+    def __init__(self, job: Job, worker: Worker) -> None:
+        self.job = job
+        self.done: JobDone | None = None
+        self.loop = asyncio.get_running_loop()
+        self.arrived: asyncio.Queue[Token | JobDone | EngineError] = asyncio.Queue()
+        self._worker = worker
+
+    def __aiter__(self) -> JobStream:
+        return self
+
+    async def __anext__(self) -> Token:
+        if self.done:
+            raise StopAsyncIteration
+        item = await self.arrived.get()
+        if isinstance(item, Token):
+            return item
+        if isinstance(item, EngineError):
+            raise item
+        self.done = item
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Leave the batch before its next step. Safe at any time, also after the end."""
+        if not self.done:
+            self._worker.cancel(self)
+
+
+@dataclass(eq=False)
+class _Active:
+    """A job between its prefill and its end."""
+
+    stream: JobStream
+    sampler: Sampler
+    last: Token
+    no_speech_prob: float
+    count: int = field(default=1)
+
+
+class Worker:
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._scheduler: Scheduler[JobStream] = Scheduler(backend.rows)
+        self._active: dict[JobStream, _Active] = {}
+        self._inbox: queue.SimpleQueue[tuple[Literal["submit", "cancel", "close"], JobStream | None]] = (
+            queue.SimpleQueue()
+        )
+        self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[JobStream, Any]]] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    # What other threads call.
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    def submit(self, job: Job) -> JobStream:
+        """Queue a job; call it from the event loop that will read the stream.
+
+        Raises PromptTooLong, or EngineStopped when the worker is no longer there.
+        """
+        needed = job.prompt.text_tokens + self.backend.audio_tokens(len(job.samples)) + job.max_tokens
+        if needed > self.backend.context_length:
+            raise PromptTooLong(
+                f"The instruction and the audio need {needed} tokens, more than the model's {self.backend.context_length}. "
+                "Shorten the instruction."
+            )
+        if not self.alive:
+            raise EngineStopped("The model is not running.")
+        stream = JobStream(job, self)
+        self._inbox.put(("submit", stream))
+        return stream
+
+    def cancel(self, stream: JobStream) -> None:
+        self._inbox.put(("cancel", stream))
+
+    def close(self) -> None:
+        """End the thread after its current step; jobs that are left end with EngineStopped."""
+        self._closing = True
+        self._inbox.put(("close", None))
+        self._thread.join()
+
+    # What the thread does.
+
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                self._prefill_next()
+                self._decode_step()
+                self._emit()
+        except BaseException:
+            log.exception("the inference thread died; the model is loaded again at the next request")
+        finally:
+            self._closing = True
+            self._receive_all()
+            for stream in [*self._scheduler.waiting, *self._scheduler.running]:
+                self._put(stream, EngineStopped("The model was unloaded while the request was at work."))
+            self._emit()
+
+    def _receive(self) -> bool:
+        """Take what has come in, waiting for it when there is nothing to do. False: it is time to end."""
+        if self._scheduler.idle and self._inbox.empty():
+            self._audit()
+            try:
+                self._handle(*self._inbox.get(timeout=IDLE_SECONDS))
+            except queue.Empty:
+                self.backend.release_memory()
+                self._handle(*self._inbox.get())
+        self._receive_all()
+        return not self._closing
+
+    def _receive_all(self) -> None:
+        while not self._inbox.empty():
+            self._handle(*self._inbox.get())
+
+    def _handle(self, kind: str, stream: JobStream | None) -> None:
+        if kind == "submit" and stream:
+            self._scheduler.add(stream)
+        elif kind == "cancel" and stream:
+            self._retire(stream)
+
+    def _audit(self) -> None:
+        """Nothing runs, so nothing may be left: a leak must show itself here and not after a week."""
+        if self._active or self._outbox:
+            raise AssertionError(f"idle with {len(self._active)} active jobs and {len(self._outbox)} unsent results")
+
+    def _prefill_next(self) -> None:
+        stream = self._scheduler.admit()
+        if stream is None:
+            return
+        try:
+            logits = self.backend.prefill(stream.job, self._scheduler.row(stream))
+            sampler = Sampler(stream.job.sampling)
+            token = choose_tokens(logits, [sampler])[0]
+        except Exception as error:
+            self._fail([stream], error)
+            return
+        silence = float(logits[0].float().softmax(-1)[self.backend.tokenizer.end_of_text])
+        self._active[stream] = _Active(stream, sampler, token, silence)
+        self._advance(self._active[stream])
+
+    def _decode_step(self) -> None:
+        rows = [self._active[stream] for stream in self._scheduler.running]
+        if not rows:
+            return
+        try:
+            tokens = choose_tokens(self.backend.decode([row.last.id for row in rows]), [row.sampler for row in rows])
+        except Exception as error:
+            self._fail([row.stream for row in rows], error)
+            return
+        for row, token in zip(rows, tokens, strict=True):
+            row.last, row.count = token, row.count + 1
+            self._advance(row)
+
+    def _advance(self, row: _Active) -> None:
+        """Send the token that a row just chose, or its end."""
+        ended = row.last.id == self.backend.tokenizer.end_of_text
+        if not ended:
+            self._put(row.stream, row.last)
+        if ended or row.count >= row.stream.job.max_tokens:
+            self._put(row.stream, self._done(row, "stop" if ended else "length"))
+            self._retire(row.stream)
+
+    def _done(self, row: _Active, reason: Literal["stop", "length"]) -> JobDone:
+        job = row.stream.job
+        audio_tokens = self.backend.audio_tokens(len(job.samples))
+        return JobDone(reason, job.prompt.text_tokens, audio_tokens, row.count, row.no_speech_prob)
+
+    def _fail(self, streams: list[JobStream], error: Exception) -> None:
+        log.error("%d jobs failed", len(streams), exc_info=error)
+        for stream in streams:
+            self._put(stream, JobFailed(f"The model failed on this audio: {type(error).__name__}: {error}"))
+            self._retire(stream)
+
+    def _retire(self, stream: JobStream) -> None:
+        self._active.pop(stream, None)
+        move = self._scheduler.remove(stream)
+        if move:
+            self.backend.move_row(move.source, move.target)
+
+    def _put(self, stream: JobStream, item: Token | JobDone | EngineError) -> None:
+        self._outbox.setdefault(stream.loop, []).append((stream, item))
+
+    def _emit(self) -> None:
+        for loop, items in self._outbox.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, items)
+            except RuntimeError:
+                log.debug("%d results came after their event loop had closed", len(items))
+        self._outbox = {}
+
+
+def _deliver(items: list[tuple[JobStream, Any]]) -> None:
+    for stream, item in items:
+        stream.arrived.put_nowait(item)

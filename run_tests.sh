@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Set up what is missing, then run the checks and the whole test suite. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source scripts/environment.sh
+prepare_environment requirements.txt requirements-dev.txt
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving import Server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """One server for all tests that leave it as they found it; a fault that they cause shows in the next one."""
+    with Server("--demo", HEARTBEAT_SECONDS="0.2") as running:
+        yield running
+        running.wait_until(lambda health: health["requests"] == health["chunks_running"] == 0)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
