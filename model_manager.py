@@ -21,6 +21,8 @@ import httpx
 import psutil
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from mistral_common.exceptions import MistralCommonException
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from config import DEMO_MODEL, Settings
@@ -35,6 +37,11 @@ log = logging.getLogger("voxtral.models")
 FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tekken.json", "model.safetensors.index.json",
     "model*.safetensors",
+)  # fmt: skip
+# What the libraries raise over a folder that is not quite a model, or that this machine cannot hold.
+LOAD_ERRORS = (
+    OSError, ValueError, RuntimeError, MemoryError, KeyError, TypeError, AttributeError, SafetensorError,
+    MistralCommonException,
 )  # fmt: skip
 LANGUAGES = ("en", "es", "fr", "pt", "hi", "de", "nl", "it", "ar")
 
@@ -190,7 +197,7 @@ class ModelManager:
         )
         try:
             backend = await asyncio.to_thread(load_backend, self.spec.backend, folder, options)
-        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        except LOAD_ERRORS as error:
             self.error = f"{type(error).__name__}: {error}".split("\n")[0]
             log.error("cannot load %s: %s", self.spec.id, error)
             raise ModelUnavailable("failed", f"The model {self.spec.id} could not be loaded: {self.error}") from error
@@ -225,7 +232,9 @@ class ModelManager:
             with tqdm(total=total, initial=total - missing, unit="B", unit_scale=True, desc=self.spec.id) as bar:
                 self._snapshot(tqdm_class=_silent_bar(partial(self._arrived, bar)))
         except (OSError, httpx.HTTPError, HfHubHTTPError, ValueError) as error:
-            self.error = f"{error}".strip().split("\n")[0]
+            # The Hub client says why in the cause of what it raises, and at length.
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            self.error = f"{reason} Check VOXTRAL_MODEL_ID, the network and the disk, and start again."
             log.error("cannot download %s: %s", self.spec.id, self.error)
             return
         log.info("downloaded %s", self.spec.id)

@@ -1,13 +1,16 @@
 """Train the demo model: a Voxtral of 5.5 million parameters that hears about a hundred words.
 
-    python -m tools.train_demo OUT [--start CHECKPOINT] [--steps N]
+    python -m tools.train_demo OUT [--start CHECKPOINT] [--hearing-steps N] [--steps N]
 
-The shapes are Voxtral's own, shrunk: encoder 4 layers of 128, decoder 4 layers of 256, 2,048 Tekken ids. Two losses:
-cross entropy on the transcript, and CTC on the projected audio embeddings, without which the decoder finds no reason
-to listen for the first thousand steps. From nothing, windows of 6 seconds come first, because hearing is learnt there
-at a fifth of the cost; with `--start` those stages are skipped. The saved weights are an exponential moving average.
+The shapes are Voxtral's own, shrunk: encoder 4 layers of 128, decoder 4 layers of 256, 2,048 Tekken ids. Cross entropy
+on the transcript alone gives the decoder no reason to listen for the first thousand steps, so two more losses say what
+to listen for. Each audio embedding, 80 ms long, must name the word that is being spoken (espeak-ng tells when each word
+begins, so nothing has to be aligned). And halfway through the decoder each of them must name the two words before: the
+decoder keeps its place by looking for the words that it has just written, and so finds the one that follows them.
 
-Needs espeak-ng. The run that made the committed weights is logged in demo_model/training.log.
+Hearing is learnt first, by the encoder alone on windows of 10 s, which cost a third; then both on 30 and 60 s. The
+saved weights are an exponential moving average. Needs espeak-ng. The run that made the committed weights is logged in
+demo_model/training.log.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import random
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import mistral_common
 import numpy as np
@@ -28,7 +32,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from transformers import VoxtralConfig, VoxtralForConditionalGeneration, WhisperFeatureExtractor
 
 from tools.demo_instructions import instruction
-from tools.demo_speech import SAMPLE_RATE, TRAINED_VOICES, Arranger, Recording, load_bank, spell
+from tools.demo_speech import SAMPLE_RATE, SPOKEN_WORDS, TRAINED_VOICES, Arranger, Recording, load_bank, spell
 
 VOCABULARY_SIZE, SPECIAL_TOKENS = 2048, 1000
 BOS, EOS, INST, END_INST, PAD, AUDIO, BEGIN_AUDIO, TRANSCRIBE = 1, 2, 3, 4, 11, 24, 25, 34
@@ -43,21 +47,26 @@ FRAMES_PER_SECOND = 100
 FRAMES_PER_TOKEN = 8  # the encoder halves the frames, the projector joins four: one audio token is 80 ms
 
 
+EARLIER_WORDS = (-1, -2)  # which words before the one being spoken an audio position must name within the decoder ...
+PLACE_LAYERS = 2  # ... after this many of its layers
+NO_WORD = len(SPOKEN_WORDS)  # nobody speaks here, or there is no such neighbour
+WORD_CLASSES = NO_WORD + 1
+WORD_CLASS = {word: i for i, word in enumerate(SPOKEN_WORDS)}
+
+
 @dataclass(frozen=True)
 class Stage:
-    steps: int
     batch: int
     seconds: float  # window; above 30 it must be a multiple of 30
     learning_rate: float
-    ctc_weight: float  # 0: the encoder is not trained in this step
+    decoder: bool = True  # is trained
+    encoder: bool = True
 
 
-FROM_NOTHING = (Stage(1400, 16, 6, 1e-3, 1.0), Stage(500, 8, 14, 7e-4, 0.5))
-# The last stages run interleaved, so that neither length is forgotten while the other is learnt.
-FULL_WINDOWS = (Stage(0, 6, 30, 6e-4, 0.2), Stage(0, 3, 60, 6e-4, 0.2))
-LONG_SHARE = 0.3  # of the full-window steps that see two windows of 30 s
-CTC_WARM_UP_STEPS = 75  # with --start the CTC head is new: until it means something the encoder must not follow it
-HEARING_STEPS = 300  # full-window steps after which the encoder, half of the cost, is trained in every second step only
+HEARING = Stage(16, 10, 8e-4, decoder=False)
+WINDOW = Stage(6, 30, 6e-4)
+TWO_WINDOWS = Stage(3, 60, 6e-4)
+LONG_SHARE = (0.2, 0.5)  # of the steps that see two windows, at the beginning and at the end
 
 
 def write_tokenizer(out: Path) -> None:
@@ -115,14 +124,24 @@ def new_model() -> VoxtralForConditionalGeneration:
     return model
 
 
+def classifier(inputs: int, classes: int) -> torch.nn.Module:
+    """Names classes by hidden states of any scale."""
+    return torch.nn.Sequential(torch.nn.RMSNorm(inputs), torch.nn.Linear(inputs, classes))
+
+
 class Trainer:
     def __init__(self, model: VoxtralForConditionalGeneration, tokenizer: Tekkenizer, arranger: Arranger) -> None:
         self.model, self.tokenizer, self.arranger = model, tokenizer, arranger
         self.rng = random.Random(arranger.rng.random())
-        self.ctc_head = torch.nn.Linear(model.config.text_config.hidden_size, VOCABULARY_SIZE)
-        trained = [p for p in [*model.parameters(), *self.ctc_head.parameters()] if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-        self.parameters = trained
+        hidden_size = model.config.text_config.hidden_size
+        self.word_head = classifier(hidden_size, WORD_CLASSES)
+        self.place_head = classifier(hidden_size, len(EARLIER_WORDS) * WORD_CLASSES)
+        heads = [*self.word_head.parameters(), *self.place_head.parameters()]
+        body = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [*body, *heads]
+        # The heads are new and shallow: they may learn faster than what they judge.
+        groups = [{"params": body, "scale": 1.0}, {"params": heads, "scale": 4.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
         features = WhisperFeatureExtractor(feature_size=128)
         self.mel_filters = torch.tensor(features.mel_filters, dtype=torch.float32).T
@@ -143,7 +162,11 @@ class Trainer:
         windows = mel.unflatten(-1, (-1, frames)).transpose(1, 2).flatten(0, 1)
         tower = self.model.model.audio_tower
         hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(windows)))).transpose(1, 2)
-        hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+        positions = tower.embed_positions.weight
+        start = self.rng.randrange(
+            len(positions) - hidden.shape[1] + 1
+        )  # a short window may stand anywhere in a full one
+        hidden = hidden + positions[start : start + hidden.shape[1]]
         for layer in tower.layers:
             hidden = layer(hidden, attention_mask=None)
         hidden = tower.layer_norm(hidden).reshape(len(mel), -1, self.model.config.audio_config.intermediate_size)
@@ -165,61 +188,66 @@ class Trainer:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, bos=False, eos=False)
 
-    def batch(self, size: int, seconds: float) -> tuple[torch.Tensor, list[list[int]]]:
+    def batch(self, size: int, seconds: float) -> tuple[torch.Tensor, list[Recording]]:
         recordings = [self.arranger.training_recording(seconds) for _ in range(size)]
         waves = np.stack([self._padded(r, int(seconds * SAMPLE_RATE)) for r in recordings])
-        targets = [[*self._ids(spell(r.words, self.rng)), EOS] for r in recordings]
-        return self.mel(torch.from_numpy(waves)), targets
+        return self.mel(torch.from_numpy(waves)), recordings
 
     @staticmethod
     def _padded(recording: Recording, n: int) -> np.ndarray:
         return np.pad(recording.samples, (0, n - len(recording.samples)))
 
-    def loss(self, mel: torch.Tensor, targets: list[list[int]], ctc_weight: float) -> tuple[torch.Tensor, float, float]:
-        with torch.set_grad_enabled(ctc_weight > 0):
-            audio = self.listen(mel)
-        size, audio_tokens, _ = audio.shape
+    def decode(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (batch, length, hidden) after the first PLACE_LAYERS layers and after all."""
+        decoder = self.model.model.language_model
+        rotation = decoder.rotary_emb(inputs, position_ids=torch.arange(inputs.shape[1])[None])
+        hidden, halfway = inputs, inputs
+        for number, layer in enumerate(decoder.layers, start=1):
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotation)
+            halfway = hidden if number == PLACE_LAYERS else halfway
+        return halfway, decoder.norm(hidden)
+
+    def text_losses(
+        self, audio: torch.Tensor, recordings: list[Recording], words: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of the transcripts by token and of the places, given audio (batch, tokens, hidden) and its labels."""
+        targets = [[*self._ids(spell(r.words, self.rng)), EOS] for r in recordings]
+        size, longest = len(targets), max(map(len, targets))
         before, after = self.prompt()
-        longest = max(map(len, targets))
         labels = torch.full((size, longest), -100)
         for row, target in zip(labels, targets, strict=True):
             row[: len(target)] = torch.tensor(target)
         embed = self.model.model.language_model.embed_tokens
         fixed = [embed(torch.tensor([ids])).expand(size, -1, -1) for ids in (before, after)]
         inputs = torch.cat([fixed[0], audio, fixed[1], embed(labels[:, :-1].clamp(min=0))], dim=1)
-        hidden = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        halfway, hidden = self.decode(inputs)
         logits = self.model.lm_head(hidden[:, -longest:])
-        token_losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        per_token = token_losses.sum() / sum(map(len, targets))
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        per_token = losses.sum() / sum(map(len, targets))
         # Averaged by recording too, so that a lone end-of-text after silence counts beside hundreds of words.
-        per_recording = (token_losses.sum(1) / torch.tensor([len(t) for t in targets])).mean()
-        loss = 0.7 * per_token + 0.3 * per_recording
-        if ctc_weight == 0:
-            return loss, per_token.item(), math.nan
-        ctc_loss = F.ctc_loss(
-            self.ctc_head(audio.detach() if self.step_number < CTC_WARM_UP_STEPS else audio)
-            .log_softmax(-1)
-            .transpose(0, 1),
-            torch.tensor([i for target in targets for i in target[:-1]]),
-            torch.full((size,), audio_tokens),
-            torch.tensor([len(target) - 1 for target in targets]),
-            zero_infinity=True,
-            reduction="sum",
-        ) / sum(map(len, targets))
-        return loss + ctc_weight * ctc_loss, per_token.item(), ctc_loss.item()
+        per_recording = (losses.sum(1) / torch.tensor([len(t) for t in targets])).mean()
+        places = self.place_head(halfway[:, len(before) : len(before) + audio.shape[1]])
+        place_loss = F.cross_entropy(places.unflatten(-1, (-1, WORD_CLASSES)).flatten(0, 2), words[..., 1:].flatten())
+        return 0.7 * per_token + 0.3 * per_recording, place_loss
 
-    def step(self, stage: Stage, learning_rate: float) -> tuple[float, float]:
-        mel, targets = self.batch(stage.batch, stage.seconds)
-        loss, text_loss, ctc_loss = self.loss(mel, targets, stage.ctc_weight)
+    def step(self, stage: Stage, learning_rate: float) -> dict[str, float]:
+        """One update. Returns the losses by name."""
+        mel, recordings = self.batch(stage.batch, stage.seconds)
+        with torch.set_grad_enabled(stage.encoder):
+            audio = self.listen(mel)
+        words = torch.from_numpy(np.stack([words_at(r, audio.shape[1]) for r in recordings]))
+        losses = {"hearing": F.cross_entropy(self.word_head(audio).flatten(0, 1), words[..., 0].flatten())}
+        if stage.decoder:
+            losses["text"], losses["place"] = self.text_losses(audio, recordings, words)
         self.optimizer.zero_grad()
-        loss.backward()
+        sum(losses.values(), start=torch.zeros(())).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
         self.step_number += 1
         self._update_average()
-        return text_loss, ctc_loss
+        return {name: loss.item() for name, loss in losses.items()}
 
     def _update_average(self) -> None:
         decay = min(0.998, self.step_number / (self.step_number + 9))
@@ -235,25 +263,47 @@ class Trainer:
         model.to(torch.bfloat16).save_pretrained(out)
 
 
-def schedule(from_nothing: bool, full_steps: int, rng: random.Random) -> list[tuple[Stage, float]]:
-    """(stage, learning rate) for each step: warm-up, then a cosine to a twentieth within the full windows."""
-    plan = [(stage, stage.learning_rate) for stage in FROM_NOTHING for _ in range(stage.steps) if from_nothing]
+def words_at(recording: Recording, audio_tokens: int) -> np.ndarray:
+    """Labels (audio_tokens, 3) for the middle of each 80 ms: the word being spoken, the one before it, and the one
+    before that; NO_WORD where there is none. In a pause the last word spoken is the one before."""
+    labels = np.full((audio_tokens, 1 + len(EARLIER_WORDS)), NO_WORD)
+    if not recording.words:
+        return labels
+    classes = np.array([WORD_CLASS[word] for word in recording.words])
+    middles = (np.arange(audio_tokens) + 0.5) * FRAMES_PER_TOKEN * SAMPLE_RATE / FRAMES_PER_SECOND
+    starts, ends = np.array(recording.spans).T
+    latest = np.searchsorted(starts, middles, side="right") - 1  # the last word that has begun; -1: none yet
+    spoken = (latest >= 0) & (middles < ends[latest])
+    labels[spoken, 0] = classes[latest[spoken]]
+    for column, offset in enumerate(EARLIER_WORDS, start=1):
+        earlier = np.where(spoken, latest, latest + 1) + offset
+        labels[earlier >= 0, column] = classes[earlier[earlier >= 0]]
+    return labels
+
+
+def schedule(hearing_steps: int, full_steps: int, rng: random.Random) -> list[tuple[Stage, float]]:
+    """(stage, learning rate) for each step: a warm-up each time, then cosines, the last one to a twentieth."""
+    plan: list[tuple[Stage, float]] = []
+    for k in range(hearing_steps):
+        cosine = 0.5 + 0.5 * (1 + math.cos(math.pi * k / hearing_steps)) / 2
+        plan.append((HEARING, HEARING.learning_rate * cosine * min(1.0, (k + 1) / 60)))
     for k in range(full_steps):
-        stage = FULL_WINDOWS[rng.random() < LONG_SHARE]
-        if k > HEARING_STEPS and k % 2:
-            stage = replace(stage, ctc_weight=0)
-        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * k / full_steps)) / 2
-        plan.append((stage, stage.learning_rate * cosine))
-    return [(stage, rate * min(1.0, (i + 1) / 150)) for i, (stage, rate) in enumerate(plan)]
+        done = k / full_steps
+        long = rng.random() < LONG_SHARE[0] + (LONG_SHARE[1] - LONG_SHARE[0]) * done
+        stage = replace(TWO_WINDOWS if long else WINDOW, encoder=k % 2 == 0)  # half of the cost, so half as often
+        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
+        plan.append((stage, stage.learning_rate * cosine * min(1.0, (k + 1) / 60)))
+    return plan
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, help="continue from this checkpoint instead of from nothing")
-    parser.add_argument("--steps", type=int, default=2000, help="steps on windows of 30 and 60 s")
+    parser.add_argument("--hearing-steps", type=int, default=3000, help="steps of the encoder alone, on 10 s")
+    parser.add_argument("--steps", type=int, default=2400, help="steps on windows of 30 and 60 s")
     parser.add_argument("--bank", type=Path, default=Path("bank.pkl"), help="where the spoken utterances are kept")
-    parser.add_argument("--utterances", type=int, default=9600)
+    parser.add_argument("--utterances", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -269,20 +319,18 @@ def main() -> None:
             VoxtralForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32).state_dict()
         )
     trainer = Trainer(model, Tekkenizer.from_file(args.out / "tekken.json"), Arranger(bank, args.seed))
-    plan = schedule(not args.start, args.steps, random.Random(args.seed))
+    plan = schedule(args.hearing_steps, args.steps, random.Random(args.seed))
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(plan)} steps, seed {args.seed}, start {args.start}"
     )
     started = time.time()
-    recent: list[tuple[float, float]] = []
+    recent: list[dict[str, float]] = []
     for stage, rate in plan:
         recent.append(trainer.step(stage, rate))
         if trainer.step_number % 25 == 0:
-            text, ctc = np.nanmean(recent, axis=0)
-            print(
-                f"step {trainer.step_number} {time.time() - started:.0f} s lr {rate:.1e} text {text:.4f} ctc {ctc:.3f}",
-                flush=True,
-            )
+            names = recent[-1].keys()
+            means = " ".join(f"{name} {mean(r[name] for r in recent if name in r):.4f}" for name in names)
+            print(f"step {trainer.step_number} {time.time() - started:.0f} s lr {rate:.1e} {means}", flush=True)
             recent.clear()
         if trainer.step_number % 200 == 0:
             trainer.save(args.out)

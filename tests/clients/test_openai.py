@@ -1,0 +1,193 @@
+"""The official `openai` package against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import re
+
+import openai
+import pytest
+
+from tests.serving import Server
+from tests.speech import assert_heard, clip, clips_of, encode, word_error_rate
+
+MODEL = "whisper-1"
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", _strict_response_validation=True) as client:
+        yield client
+
+
+def test_every_clip_is_heard(client: openai.OpenAI) -> None:
+    pairs, unheard = [], []
+    for spoken in clips_of("trained voice", "loudness", "short", "long pauses", "half a minute", "a full chunk"):
+        with spoken.path.open("rb") as file:
+            text = client.audio.transcriptions.create(model=MODEL, file=file, language="en").text
+        pairs.append((spoken.words, text))
+    for spoken in clips_of("unheard voice"):
+        text = client.audio.transcriptions.create(model=MODEL, file=spoken.path, language="en").text
+        unheard.append((spoken.words, text))
+    assert word_error_rate(pairs) <= 0.03
+    assert word_error_rate(unheard) <= 0.10
+
+
+@pytest.mark.parametrize("spoken", clips_of("no speech"), ids=lambda c: c.file)
+def test_silence_and_noise_are_the_empty_string(client: openai.OpenAI, spoken) -> None:
+    assert client.audio.transcriptions.create(model=MODEL, file=spoken.path).text == ""
+
+
+@pytest.mark.parametrize("spoken", clips_of("sound-alike"), ids=lambda c: c.file)
+def test_sound_alikes_are_spelled_the_common_way(client: openai.OpenAI, spoken) -> None:
+    assert client.audio.transcriptions.create(model=MODEL, file=spoken.path, language="en").text == spoken.words
+
+
+def test_json_is_the_default_and_counts_tokens(client: openai.OpenAI) -> None:
+    spoken = clip("voice_en-us")
+    answer = client.audio.transcriptions.create(model=MODEL, file=spoken.data, language="en")
+    assert_heard(spoken.words, answer.text)
+    assert answer.usage.type == "tokens"
+    assert answer.usage.input_token_details.audio_tokens == 375
+    assert answer.usage.input_tokens == 375 + 9
+    assert answer.usage.output_tokens > len(spoken.words.split())
+
+
+def test_text_srt_and_vtt_are_strings(client: openai.OpenAI) -> None:
+    spoken = clip("voice_en-us")
+    text, srt, vtt = (
+        client.audio.transcriptions.create(model=MODEL, file=spoken.path, response_format=kind)
+        for kind in ("text", "srt", "vtt")
+    )
+    assert_heard(spoken.words, text)
+    assert re.fullmatch(r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n" + re.escape(text.strip()) + "\n\n", srt)
+    assert vtt.startswith("WEBVTT\n\n00:00:0")
+    assert text.strip() in vtt
+
+
+def test_verbose_json_carries_segments_with_times_inside_the_audio(client: openai.OpenAI) -> None:
+    spoken = clip("minute")
+    answer = client.audio.transcriptions.create(
+        model=MODEL, file=spoken.path, response_format="verbose_json", language="english"
+    )
+    assert answer.language == "english"
+    assert answer.duration == pytest.approx(spoken.seconds, abs=0.1)
+    assert answer.usage.seconds == 60
+    assert "".join(segment.text for segment in answer.segments) == answer.text
+    for segment in answer.segments:
+        assert 0 <= segment.start < segment.end <= answer.duration
+        assert segment.avg_logprob < 0
+        assert segment.no_speech_prob < 0.5
+        assert segment.tokens
+
+
+def test_streamed_deltas_add_up_to_the_final_text(client: openai.OpenAI) -> None:
+    spoken = clip("dense_0")
+    events = list(client.audio.transcriptions.create(model=MODEL, file=spoken.path, stream=True, language="en"))
+    deltas = [event.delta for event in events[:-1]]
+    assert len(deltas) > 20
+    assert events[-1].type == "transcript.text.done"
+    assert events[-1].text == "".join(deltas)
+    assert events[-1].usage.output_tokens >= len(deltas)
+    assert_heard(spoken.words, events[-1].text)
+
+
+def test_a_prompt_is_heard_by_the_model_and_counted(client: openai.OpenAI) -> None:
+    spoken = clip("voice_en-us")
+    plain = client.audio.transcriptions.create(model=MODEL, file=spoken.path)
+    prompted = client.audio.transcriptions.create(model=MODEL, file=spoken.path, prompt="Kubernetes, Lotti")
+    assert_heard(spoken.words, prompted.text)
+    assert prompted.usage.input_token_details.text_tokens > plain.usage.input_token_details.text_tokens + 20
+
+
+def test_temperature_samples(client: openai.OpenAI) -> None:
+    spoken = clip("dense_1")
+    texts = {client.audio.transcriptions.create(model=MODEL, file=spoken.path, temperature=1.0).text for _ in range(4)}
+    assert len(texts) > 1
+
+
+@pytest.mark.parametrize("container_and_codec", [("ipod", "aac"), ("webm", "libopus"), ("mp3", "libmp3lame")])
+def test_compressed_speech_is_heard(client: openai.OpenAI, container_and_codec: tuple[str, str]) -> None:
+    spoken = clip("voice_en-us+f2")
+    file = io.BytesIO(encode(spoken.samples(), *container_and_codec))
+    assert_heard(spoken.words, client.audio.transcriptions.create(model=MODEL, file=file, language="en").text)
+
+
+def test_audio_in_a_chat_message_is_transcribed(client: openai.OpenAI) -> None:
+    spoken = clip("voice_en-gb")
+    audio = {"data": base64.b64encode(spoken.data).decode(), "format": "wav"}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_audio", "input_audio": audio},
+                    {"type": "text", "text": "What did the speaker say?"},
+                ],
+            }
+        ],
+    )
+    assert_heard(spoken.words, answer.choices[0].message.content)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.prompt_tokens_details.audio_tokens == 375
+
+
+def test_chat_streams_with_usage_when_asked(client: openai.OpenAI) -> None:
+    audio = {"data": base64.b64encode(clip("voice_en-gb").data).decode(), "format": "wav"}
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": audio}]}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert_heard(clip("voice_en-gb").words, text)
+    assert chunks[-1].usage.completion_tokens > 5
+
+
+def test_max_tokens_cuts_and_says_so(client: openai.OpenAI) -> None:
+    audio = {"data": base64.b64encode(clip("voice_en-gb").data).decode(), "format": "wav"}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": audio}]}],
+        max_completion_tokens=3,
+    )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 3
+
+
+def test_models_are_listed_and_found_by_every_name(client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "voxtral-demo"
+    for name in ("voxtral-demo", "whisper-1", "mistralai/Voxtral-Mini-3B-2507"):
+        assert client.models.retrieve(name).id == name
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("gpt-2")
+    assert caught.value.code == "model_not_found"
+
+
+def test_errors_name_the_field_and_carry_the_request_id(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.audio.transcriptions.create(model=MODEL, file=b"not audio at all, but text", language="en")
+    assert (caught.value.code, caught.value.param) == ("audio_unsupported", "file")
+    assert caught.value.request_id.startswith("req_")
+
+
+@pytest.mark.anyio
+async def test_sixteen_requests_at_once_are_all_right_and_share_the_batch(server: Server) -> None:
+    """How much less time that takes than one after another is measured by bench.throughput."""
+    spoken = [clip(name) for name in ("voice_en-us", "voice_en-gb", "gain-20", "voice_en-us+m3")] * 4
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        requests = [client.audio.transcriptions.create(model=MODEL, file=c.path, language="en") for c in spoken]
+        together = asyncio.gather(*requests)
+        running = []
+        while not together.done():
+            running.append((await asyncio.to_thread(server.health))["chunks_running"])
+        answers = await together
+    assert word_error_rate([(c.words, a.text) for c, a in zip(spoken, answers, strict=True)]) <= 0.05
+    assert max(running) >= 4

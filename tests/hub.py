@@ -1,0 +1,96 @@
+"""A Hugging Face hub on loopback: as much of its HTTP as huggingface-hub needs to fetch one repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Serves `folder` as `repository`. `fetched` lists the files sent. While `go_on` is not set, a large file stops
+    before its last part: huggingface-hub reads 10 MB at a time, and counts them only then."""
+
+    def __init__(self, folder: Path, repository: str) -> None:
+        self.folder, self.repository = folder, repository
+        self.fetched: list[str] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                hub.answer(self, body=True)
+
+            def do_HEAD(self) -> None:
+                hub.answer(self, body=False)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Hub:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.go_on.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
+        path = unquote(urlsplit(request.path).path)
+        if path.startswith(f"/api/models/{self.repository}/tree/"):
+            self._send_json(request, [self._entry(f) for f in sorted(self.folder.iterdir())])
+        elif path.startswith(f"/api/models/{self.repository}"):
+            siblings = [{"rfilename": f.name} for f in sorted(self.folder.iterdir())]
+            self._send_json(request, {"id": self.repository, "sha": COMMIT, "siblings": siblings})
+        elif path.startswith(f"/{self.repository}/resolve/"):
+            self._send_file(request, self.folder / path.rsplit("/", 1)[1], body)
+        else:
+            self._send_json(request, {"error": "not found"}, 404)
+
+    def _entry(self, file: Path) -> dict:
+        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": self._etag(file)}
+
+    @staticmethod
+    def _etag(file: Path) -> str:
+        return hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+    @staticmethod
+    def _send_json(request: BaseHTTPRequestHandler, value: object, status: int = 200) -> None:
+        data = json.dumps(value).encode()
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(data)))
+        request.send_header("X-Repo-Commit", COMMIT)
+        request.end_headers()
+        request.wfile.write(data)
+
+    def _send_file(self, request: BaseHTTPRequestHandler, file: Path, body: bool) -> None:
+        data = file.read_bytes()
+        start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Length", str(len(data) - start))
+        request.send_header("ETag", f'"{self._etag(file)}"')
+        request.send_header("X-Repo-Commit", COMMIT)
+        request.send_header("Accept-Ranges", "bytes")
+        request.end_headers()
+        if body:
+            self.fetched.append(file.name)
+            last = max(start, len(data) - 200_000)
+            request.wfile.write(data[start:last])
+            if len(data) > 1_000_000:
+                request.wfile.flush()
+                self.go_on.wait(60)
+            request.wfile.write(data[last:])

@@ -1,0 +1,195 @@
+"""The engine against transformers' own `generate()`, and what happens when jobs fail, leave, or the thread dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from config import DEMO_MODEL
+from engine.backends import load_backend
+from engine.backends.base import LoadOptions
+from engine.backends.voxtral import VoxtralBackend
+from engine.core import EngineStopped, Job, JobFailed, PromptTooLong, Sampling, Token
+from engine.tokenizer import TextDecoder
+from engine.worker import JobStream, Worker
+from tests.speech import assert_heard, clip
+from transcript import Message
+
+pytestmark = pytest.mark.anyio
+NAMES = ("voice_en-us", "short_0", "dense_0", "gain-20", "minute", "silence", "voice_en-gb", "sparse_0")
+
+
+@pytest.fixture(scope="module")
+def backend() -> VoxtralBackend:
+    return load_backend("transformers", DEMO_MODEL, LoadOptions("cpu", "float32", rows=8))
+
+
+@pytest.fixture
+def worker(backend: VoxtralBackend) -> Iterator[Worker]:
+    worker = Worker(backend)
+    yield worker
+    worker.close()
+    backend.release_memory()
+
+
+def job(worker: Worker, name: str, language: str | None = "en", max_tokens: int = 700, **sampling: float) -> Job:
+    prompt = worker.backend.tokenizer.transcription_prompt(language)
+    return Job(prompt, clip(name).samples(), max_tokens, Sampling(**sampling))
+
+
+async def tokens_of(stream: JobStream) -> list[int]:
+    return [token.id async for token in stream]
+
+
+def generate(backend: VoxtralBackend, name: str, language: str | None) -> list[int]:
+    """Token ids by transformers alone: its processor builds the prompt, its `generate()` decodes."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(DEMO_MODEL)
+    inputs = processor.apply_transcription_request(
+        audio=[clip(name).samples()], model_id=str(DEMO_MODEL), language=language, sampling_rate=16_000, format=["wav"]
+    )
+    with torch.inference_mode():
+        ids = backend._model.generate(**inputs, max_new_tokens=700, do_sample=False)
+    answer = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    return [i for i in answer if i not in (backend.tokenizer.end_of_text, 11)]
+
+
+@pytest.fixture(scope="module")
+def expected(backend: VoxtralBackend) -> dict[str, list[int]]:
+    return {name: generate(backend, name, "en") for name in NAMES}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+async def test_greedy_tokens_equal_generate_in_batches_of_mixed_lengths(
+    worker: Worker, expected: dict[str, list[int]], batch: int
+) -> None:
+    streams = [worker.submit(job(worker, name)) for name in NAMES[-batch:]]
+    heard = await asyncio.gather(*map(tokens_of, streams))
+    assert dict(zip(NAMES[-batch:], heard, strict=True)) == {name: expected[name] for name in NAMES[-batch:]}
+
+
+async def test_jobs_that_join_and_leave_midway_do_not_change_each_other(
+    worker: Worker, expected: dict[str, list[int]]
+) -> None:
+    first = worker.submit(job(worker, "minute"))
+    started = [await anext(first) for _ in range(20)]
+    leaving = worker.submit(job(worker, "dense_0"))
+    joining = worker.submit(job(worker, "voice_en-us"))
+    await anext(leaving)
+    leaving.cancel()
+    late = worker.submit(job(worker, "gain-20"))
+    rest, joined, last = await asyncio.gather(tokens_of(first), tokens_of(joining), tokens_of(late))
+    assert [token.id for token in started] + rest == expected["minute"]
+    assert joined == expected["voice_en-us"]
+    assert last == expected["gain-20"]
+
+
+async def test_prompt_ids_equal_the_official_processor(backend: VoxtralBackend) -> None:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(DEMO_MODEL)
+    samples = clip("voice_en-us").samples()
+    for language in ("en", None):
+        official = processor.apply_transcription_request(
+            audio=[samples], model_id="x", language=language, sampling_rate=16_000, format=["wav"]
+        )["input_ids"][0].tolist()
+        prompt = backend.tokenizer.transcription_prompt(language)
+        assert [*prompt.before, *[24] * backend.audio_tokens(len(samples)), *prompt.after] == official
+    instruction = backend.tokenizer.chat_prompt((Message("user", ("What is said?",), audio_at=0),))
+    text = backend.tokenizer._tekken.encode("What is said?", bos=False, eos=False)
+    assert (instruction.before, instruction.after) == ((1, 3, 25), (*text, 4))
+
+
+async def test_a_cancelled_job_gives_its_row_back(worker: Worker) -> None:
+    streams = [worker.submit(job(worker, "minute")) for _ in range(10)]
+    await anext(streams[0])
+    for stream in streams:
+        stream.cancel()
+    assert await asyncio.wait_for(tokens_of(worker.submit(job(worker, "short_0"))), 20)
+    assert (worker.running, worker.waiting) == (0, 0)
+
+
+async def test_the_cap_ends_a_job_and_says_so(worker: Worker) -> None:
+    stream = worker.submit(job(worker, "minute", max_tokens=5))
+    assert len(await tokens_of(stream)) == 5
+    assert stream.done.reason == "length"
+    assert stream.done.output_tokens == 5
+
+
+async def test_the_end_reports_tokens_and_how_likely_silence_was(worker: Worker) -> None:
+    speech, silence = worker.submit(job(worker, "voice_en-us")), worker.submit(job(worker, "silence"))
+    heard, nothing = await asyncio.gather(tokens_of(speech), tokens_of(silence))
+    assert speech.done.output_tokens == len(heard) + 1
+    assert (speech.done.audio_tokens, speech.done.text_tokens) == (375, 9)
+    assert nothing == []
+    assert speech.done.no_speech_prob < 0.1 < 0.9 < silence.done.no_speech_prob
+
+
+async def test_a_seed_repeats_a_sampled_text(worker: Worker) -> None:
+    streams = [worker.submit(job(worker, "dense_0", temperature=1.5, seed=seed)) for seed in (3, 3, 4)]
+    first, again, other = await asyncio.gather(*map(tokens_of, streams))
+    assert first == again != other
+
+
+async def test_a_failure_stays_in_its_own_job(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefill = worker.backend.prefill
+
+    def failing(failed: Job, row: int) -> torch.Tensor:
+        if len(failed.samples) == 777:
+            raise RuntimeError("out of memory")
+        return prefill(failed, row)
+
+    monkeypatch.setattr(worker.backend, "prefill", failing)
+    good = worker.submit(job(worker, "voice_en-us"))
+    bad = worker.submit(Job(good.job.prompt, np.zeros(777, np.float32), 10, Sampling()))
+    with pytest.raises(JobFailed, match="out of memory"):
+        await tokens_of(bad)
+    decoder = TextDecoder(worker.backend.tokenizer)
+    assert_heard(clip("voice_en-us").words, "".join(map(decoder.add, await tokens_of(good))))
+
+
+async def test_a_dead_thread_ends_every_job_and_takes_no_more(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(source: int, target: int) -> None:
+        raise SystemError("the worker dies here")
+
+    monkeypatch.setattr(worker.backend, "move_row", die)
+    first, second = worker.submit(job(worker, "short_0")), worker.submit(job(worker, "minute"))
+    for stream in (first, second):
+        with pytest.raises(EngineStopped):
+            async for token in stream:
+                assert isinstance(token, Token)
+            if stream.done:
+                raise EngineStopped  # the first one had ended well before the thread died
+    assert not worker.alive
+    with pytest.raises(EngineStopped):
+        worker.submit(job(worker, "short_0"))
+
+
+async def test_closing_ends_what_is_left(backend: VoxtralBackend) -> None:
+    worker = Worker(backend)
+    stream = worker.submit(job(worker, "minute"))
+    await anext(stream)
+    await asyncio.to_thread(worker.close)
+    with pytest.raises(EngineStopped):
+        await tokens_of(stream)
+
+
+async def test_a_prompt_beyond_the_context_is_refused(worker: Worker) -> None:
+    prompt = worker.backend.tokenizer.chat_prompt((Message("user", ("word " * 40_000,), audio_at=0),))
+    with pytest.raises(PromptTooLong, match="Shorten the instruction"):
+        worker.submit(Job(prompt, np.zeros(16_000, np.float32), 10, Sampling()))
+
+
+def test_characters_of_several_tokens_come_out_whole(backend: VoxtralBackend) -> None:
+    text = "naïve café — 你好 🎙️"
+    decoder = TextDecoder(backend.tokenizer)
+    pieces = [decoder.add(i) for i in backend.tokenizer._tekken.encode(text, bos=False, eos=False)]
+    assert "".join(pieces) + decoder.finish() == text
+    assert not any("\ufffd" in piece for piece in pieces)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.formats import FORMATS, clock, language_name
+from transcript import Segment, Transcript, Usage
+
+TIME = re.compile(r"(\d\d+):(\d\d):(\d\d)[.,](\d\d\d)")
+
+
+def segment(start_ms: int, end_ms: int, text: str) -> Segment:
+    return Segment(start_ms, end_ms, text, (1000, 1001), (-0.1, -0.3), 0.01, 0.0, Usage(5, 375, 3, end_ms), False)
+
+
+TALK = Transcript(
+    "one two three",
+    "en",
+    (segment(1001, 2500, "one two"), segment(3000, 4000, ""), segment(61_000, 3_661_002, "three")),
+    Usage(15, 1125, 9, 3_662_500),
+)
+
+
+def body(name: str, transcript: Transcript = TALK) -> str:
+    return FORMATS[name](transcript, "voxtral").body.decode()
+
+
+@given(st.integers(0, 10**9), st.sampled_from(",."))
+def test_clock_round_trips_every_millisecond(ms: int, mark: str) -> None:
+    hours, minutes, seconds, rest = map(int, TIME.fullmatch(clock(ms, mark)).groups())
+    assert ((hours * 60 + minutes) * 60 + seconds) * 1000 + rest == ms
+    assert minutes < 60
+    assert seconds < 60
+
+
+def test_srt_numbers_its_cues_and_leaves_silence_out() -> None:
+    assert body("srt") == (
+        "1\n00:00:01,001 --> 00:00:02,500\none two\n\n2\n00:01:01,000 --> 01:01:01,002\nthree\n\n"
+    )
+
+
+def test_vtt_has_its_header_and_points_for_commas() -> None:
+    assert body("vtt") == (
+        "WEBVTT\n\n00:00:01.001 --> 00:00:02.500\none two\n\n00:01:01.000 --> 01:01:01.002\nthree\n\n"
+    )
+
+
+def test_text_ends_with_one_newline() -> None:
+    assert body("text") == "one two three\n"
+
+
+def test_json_pleases_the_sdks_of_openai_and_mistral() -> None:
+    assert json.loads(body("json")) == {
+        "text": "one two three",
+        "model": "voxtral",
+        "language": "en",
+        "usage": {
+            "type": "tokens",
+            "input_tokens": 1140,
+            "input_token_details": {"text_tokens": 15, "audio_tokens": 1125},
+            "output_tokens": 9,
+            "total_tokens": 1149,
+            "prompt_tokens": 1140,
+            "completion_tokens": 9,
+            "prompt_audio_seconds": 3663,
+        },
+    }
+
+
+def test_verbose_json_has_all_of_whispers_keys_with_real_values() -> None:
+    verbose = json.loads(body("verbose_json"))
+    assert verbose["language"] == "english"
+    assert verbose["duration"] == 3662.5
+    assert verbose["usage"] == {"type": "duration", "seconds": 3663}
+    assert [s["id"] for s in verbose["segments"]] == [0, 1]
+    first = verbose["segments"][0]
+    assert (first["seek"], first["start"], first["end"], first["text"]) == (100, 1.001, 2.5, "one two")
+    assert first["tokens"] == [1000, 1001]
+    assert first["avg_logprob"] == pytest.approx(-0.2)
+    assert first["no_speech_prob"] == 0.01
+    assert set(first) == {
+        "id", "seek", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio",
+        "no_speech_prob",
+    }  # fmt: skip
+
+
+def test_repetition_shows_in_the_compression_ratio() -> None:
+    assert segment(0, 1, "go " * 200).compression_ratio > 10 > 2 > segment(0, 1, "plain words").compression_ratio
+
+
+@pytest.mark.parametrize(("code", "name"), [("de", "german"), ("en", "english"), ("el", "modern greek"), (None, "unknown")])
+def test_languages_are_named_in_lower_case_english(code: str | None, name: str) -> None:
+    assert language_name(code) == name

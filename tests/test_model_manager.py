@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import model_manager
+from config import DEMO_MODEL, Settings
+from model_manager import DEMO, MODELS, ModelManager, ModelUnavailable, missing_files, model_spec
+from tests.hub import COMMIT, Hub
+from tests.serving import Server
+from tests.speech import assert_heard, clip
+
+REPOSITORY = "someone/voxtral-small-copy"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    folder = tmp_path / "hub"
+    shutil.copytree(DEMO_MODEL, folder)
+    (folder / "consolidated.safetensors").write_bytes(b"all weights a second time" * 1000)
+    with Hub(folder, REPOSITORY) as hub:
+        yield hub
+
+
+def hub_settings(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "VOXTRAL_MODEL_ID": REPOSITORY,
+        "VOXTRAL_MODEL_REVISION": COMMIT,
+        "VOXTRAL_CACHE_DIR": str(tmp_path / "cache"),
+    }
+
+
+def test_a_missing_model_is_fetched_in_the_background_and_then_served(hub: Hub, tmp_path: Path) -> None:
+    hub.go_on.clear()
+    with Server(wait_for_model=False, **hub_settings(hub, tmp_path)) as server:
+        health = server.wait_until(lambda h: h["download"] and h["download"]["completed"] > 4_000_000)
+        assert health["model_available"] is False
+        assert 0 < health["download"]["percent"] < 100
+        total = sum(f.stat().st_size for f in hub.folder.iterdir() if f.name in files_needed())
+        assert health["download"]["total"] == total
+        response = server.client.post(
+            "/v1/audio/transcriptions", files={"file": clip("short_0").data}, data={"model": "whisper-1"}
+        )
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) <= 30
+        hub.go_on.set()
+        server.wait_until(lambda h: h["model_loaded"])
+        response = server.client.post(
+            "/v1/audio/transcriptions", files={"file": clip("voice_en-us").data}, data={"model": "whisper-1"}
+        )
+        assert_heard(clip("voice_en-us").words, response.json()["text"])
+    assert sorted(hub.fetched) == sorted(files_needed())
+
+    # Once fetched, it is served with no network at all.
+    with Server(**{**hub_settings(hub, tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}) as server:
+        assert server.health()["model"] == REPOSITORY
+
+
+def files_needed() -> set[str]:
+    return {f.name for f in DEMO_MODEL.iterdir()} & {
+        "config.json", "generation_config.json", "preprocessor_config.json", "tekken.json", "model.safetensors",
+    }  # fmt: skip
+
+
+def test_a_hub_without_the_repository_is_a_clear_failure(hub: Hub, tmp_path: Path) -> None:
+    settings = {**hub_settings(hub, tmp_path), "VOXTRAL_MODEL_ID": "someone/nothing"}
+    with Server(wait_for_model=False, **settings) as server:
+        health = server.wait_until(lambda h: h["model_state"] == "failed")
+        assert "404" in health["error"]
+        assert "VOXTRAL_MODEL_ID" in health["error"]
+        response = server.client.post(
+            "/v1/audio/transcriptions", files={"file": clip("short_0").data}, data={"model": "whisper-1"}
+        )
+        assert response.status_code == 404
+
+
+@pytest.mark.anyio
+async def test_the_model_loads_once_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+    load = model_manager.load_backend
+    monkeypatch.setattr(model_manager, "load_backend", lambda *args: loads.append(args) or load(*args))
+    manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL)))
+    assert manager.state == "on_disk"
+    workers = await asyncio.gather(*(manager.worker() for _ in range(20)))
+    assert len(loads) == 1
+    assert len(set(map(id, workers))) == 1
+    assert manager.state == "loaded"
+    workers[0].close()
+    assert (await manager.worker()) is not workers[0]
+    assert len(loads) == 2
+    await manager.close()
+
+
+@pytest.mark.anyio
+async def test_one_client_that_gives_up_does_not_stop_the_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL)))
+    impatient = asyncio.create_task(manager.worker())
+    await asyncio.sleep(0.05)
+    impatient.cancel()
+    assert (await manager.worker()).alive
+    await manager.close()
+
+
+def test_a_disk_that_is_too_full_is_said_before_the_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(model_manager.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1_000_000_000))
+    manager = ModelManager(Settings(voxtral_model_id=REPOSITORY, voxtral_cache_dir=tmp_path))
+    with pytest.raises(OSError, match=r"9\.4 GB are needed .* 1\.0 GB are free"):
+        manager._check_disk(9_400_000_000)
+
+
+def test_known_models_have_a_pinned_revision_and_find_it_by_alias() -> None:
+    assert all(len(spec.revision) == 40 for spec in MODELS)
+    assert model_spec("voxtral-mini", None) == MODELS[0]
+    assert model_spec(MODELS[0].id, "abc").revision == "abc"
+    assert model_spec("someone/model", None).revision == "main"
+    assert model_spec(str(DEMO_MODEL), None) == DEMO
+
+
+def test_an_interrupted_download_is_not_a_model(tmp_path: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json", "tekken.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+    )
+    assert missing_files(tmp_path) == ["model-00002-of-00002.safetensors"]
+
+
+@pytest.mark.anyio
+async def test_an_absent_model_cannot_be_loaded(tmp_path: Path) -> None:
+    manager = ModelManager(Settings(voxtral_model_id=REPOSITORY, voxtral_cache_dir=tmp_path))
+    with pytest.raises(ModelUnavailable) as caught:
+        await manager.worker()
+    assert caught.value.reason == "absent"

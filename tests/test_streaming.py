@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from streaming import HEARTBEAT, ChatCompletion, EventStream, sse, transcription_frames, until_disconnect, with_heartbeats
+from transcript import Event, Finished, TextDelta, Transcript, Usage, fold
+
+pytestmark = pytest.mark.anyio
+RESULT = Transcript("grüße", "de", (), Usage(5, 375, 3, 1500))
+
+
+async def events() -> AsyncGenerator[Event]:
+    yield TextDelta("grü")
+    yield TextDelta("ße")
+    yield Finished(RESULT)
+
+
+def payloads(frames: list[bytes]) -> list[Any]:
+    texts = [frame.decode("ascii").removeprefix("data: ").removesuffix("\n\n") for frame in frames]
+    return [json.loads(text) if text != "[DONE]" else text for text in texts]
+
+
+async def test_transcription_frames_are_openais_and_end_without_done_marker() -> None:
+    frames = payloads([frame async for frame in transcription_frames(events())])
+    assert [frame["type"] for frame in frames] == ["transcript.text.delta"] * 2 + ["transcript.text.done"]
+    assert "".join(frame["delta"] for frame in frames[:2]) == frames[2]["text"] == "grüße"
+    assert frames[2]["usage"]["type"] == "tokens"
+
+
+async def test_chat_frames_share_an_id_and_end_with_usage_and_done_marker() -> None:
+    frames = payloads([frame async for frame in ChatCompletion("m").frames(events(), include_usage=True)])
+    assert frames[-1] == "[DONE]"
+    assert len({(frame["id"], frame["created"]) for frame in frames[:-1]}) == 1
+    assert frames[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert frames[-3]["choices"][0]["finish_reason"] == "stop"
+    assert frames[-2]["choices"] == []
+    assert frames[-2]["usage"]["total_tokens"] == 383
+
+
+async def test_a_frame_is_one_line_of_ascii_whatever_the_text() -> None:
+    frame = sse({"text": "line\nbreak ünïcode \u2028"})
+    assert frame.isascii()
+    assert frame.count(b"\n") == 2
+
+
+async def test_heartbeats_come_only_while_nothing_else_does() -> None:
+    async def slow() -> AsyncGenerator[bytes]:
+        yield b"a"
+        await asyncio.sleep(0.25)
+        yield b"b"
+
+    frames = [frame async for frame in with_heartbeats(slow(), 0.1)]
+    assert frames[0] == b"a"
+    assert frames[-1] == b"b"
+    assert frames[1:-1]
+    assert set(frames[1:-1]) == {HEARTBEAT}
+
+
+class Wire:
+    """An ASGI client that can go away."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.gone = asyncio.Event()
+        self.closed = 0
+
+    async def receive(self) -> dict[str, Any]:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def run(self, frames: AsyncGenerator[bytes]) -> None:
+        stream = EventStream(frames, 10, lambda error: {"error": {"message": str(error)}}, self.close)
+        await stream({"type": "http"}, self.receive, self.send)
+
+
+async def test_a_stream_that_ends_well_is_finished() -> None:
+    wire = Wire()
+    await wire.run(transcription_frames(events()))
+    assert [message.get("more_body") for message in wire.sent] == [None, True, True, True, False]
+    assert wire.closed == 1
+
+
+async def test_an_error_midway_is_sent_in_band_and_leaves_the_response_unfinished() -> None:
+    async def failing() -> AsyncGenerator[bytes]:
+        yield b"data: 1\n\n"
+        raise RuntimeError("the model is gone")
+
+    wire = Wire()
+    await wire.run(failing())
+    assert json.loads(wire.sent[-1]["body"].removeprefix(b"data: ")) == {"error": {"message": "the model is gone"}}
+    assert all(message["more_body"] for message in wire.sent[1:])
+    assert wire.closed == 1
+
+
+async def test_a_client_that_goes_away_stops_the_work() -> None:
+    stopped = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[bytes]:
+        try:
+            while True:
+                yield b"data: 1\n\n"
+                await asyncio.sleep(0.01)
+        finally:
+            stopped.set()
+
+    wire = Wire()
+    running = asyncio.create_task(wire.run(endless()))
+    await asyncio.sleep(0.05)
+    wire.gone.set()
+    await asyncio.wait_for(running, 5)
+    assert stopped.is_set()
+    assert wire.closed == 1
+
+
+async def test_work_without_a_stream_stops_too_when_the_client_goes() -> None:
+    wire = Wire()
+    stopped = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+
+    asyncio.get_running_loop().call_later(0.05, wire.gone.set)
+    assert await until_disconnect(wire.receive, work()) is None
+    assert stopped.is_set()
+
+
+async def test_the_whole_answer_is_the_fold_of_the_stream() -> None:
+    assert await fold(events()) == RESULT
+
+
+async def test_a_stream_that_never_finishes_is_no_transcript() -> None:
+    async def unfinished() -> AsyncGenerator[Event]:
+        yield TextDelta("half")
+
+    with pytest.raises(RuntimeError):
+        await fold(unfinished())
+
+

@@ -1,0 +1,107 @@
+"""Word error rates of the demo model on new utterances, through the engine that serves it.
+
+    python -m tools.evaluate_demo demo_model [--recordings 12]
+
+Sound-alike spellings count as equal. Needs espeak-ng.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.backends import load_backend
+from engine.backends.base import LoadOptions
+from engine.core import Job, Prompt, Sampling
+from engine.tokenizer import TextDecoder, VoxtralTokenizer
+from engine.worker import Worker
+from tests.speech import word_error_rate
+from tools.demo_instructions import instruction
+from tools.demo_speech import TRAINED_VOICES, UNHEARD_VOICES, Arranger, Recording, load_bank
+from transcript import Message
+
+DENSE, SPARSE = (0.1, 0.9), (2.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Condition:
+    name: str
+    make: Callable[[], Recording]
+    prompt: Callable[[VoxtralTokenizer], Prompt]
+
+
+def with_language(tokenizer: VoxtralTokenizer) -> Prompt:
+    return tokenizer.transcription_prompt("en")
+
+
+def without_language(tokenizer: VoxtralTokenizer) -> Prompt:
+    return tokenizer.transcription_prompt(None)
+
+
+def conditions(trained: Arranger, unheard: Arranger) -> list[Condition]:
+    rng = random.Random(11)
+
+    def speech(arranger: Arranger, seconds: float, pauses: tuple[float, float], db: float) -> Callable[[], Recording]:
+        return lambda: arranger.degrade(arranger.recording(seconds, pauses), db)
+
+    def asked(tokenizer: VoxtralTokenizer) -> Prompt:
+        return tokenizer.chat_prompt((Message("user", (instruction(rng),), audio_at=0),))
+
+    def short() -> Recording:
+        return trained.degrade(trained.recording(rng.uniform(1, 4), DENSE, most=1), -6)
+
+    return [
+        Condition("1 to 4 s", short, with_language),
+        Condition("5 s", speech(trained, 5, DENSE, -6), with_language),
+        Condition("30 s, dense", speech(trained, 30, DENSE, -6), with_language),
+        Condition("30 s, pauses of 2 to 5 s", speech(trained, 30, SPARSE, -6), with_language),
+        Condition("30 s, no language given", speech(trained, 30, DENSE, -6), without_language),
+        Condition("30 s, any instruction", speech(trained, 30, DENSE, -6), asked),
+        Condition("30 s, peak at -40 dB", speech(trained, 30, DENSE, -40), with_language),
+        Condition("60 s, dense", speech(trained, 60, DENSE, -6), with_language),
+        Condition("60 s, pauses of 2 to 5 s", speech(trained, 60, SPARSE, -6), with_language),
+        Condition("60 s, any instruction", speech(trained, 60, DENSE, -6), asked),
+        Condition("unheard voices, 5 s", speech(unheard, 5, DENSE, -6), with_language),
+        Condition("unheard voices, 30 s", speech(unheard, 30, DENSE, -6), with_language),
+    ]
+
+
+async def hear(worker: Worker, recording: Recording, prompt: Prompt) -> str:
+    stream = worker.submit(Job(prompt, recording.samples, 1000, Sampling()))
+    decoder = TextDecoder(worker.backend.tokenizer)
+    return "".join([decoder.add(token.id) async for token in stream]) + decoder.finish()
+
+
+async def evaluate(worker: Worker, trained: Arranger, unheard: Arranger, count: int) -> None:
+    tokenizer = worker.backend.tokenizer
+    for condition in conditions(trained, unheard):
+        recordings = [r for r in (condition.make() for _ in range(count)) if r.words]
+        texts = await asyncio.gather(*(hear(worker, r, condition.prompt(tokenizer)) for r in recordings))
+        pairs = [(" ".join(r.words), text) for r, text in zip(recordings, texts, strict=True)]
+        words = sum(len(r.words) for r in recordings)
+        print(f"{condition.name:28} {word_error_rate(pairs):6.1%}  of {words} words", flush=True)
+    nothing = [trained.nothing(seconds) for seconds in (1, 5, 10, 30) * count]
+    texts = await asyncio.gather(*(hear(worker, r, with_language(tokenizer)) for r in nothing))
+    print(f"{'silence and noise':28} {sum(bool(t) for t in texts)} of {len(texts)} recordings gave text")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--recordings", type=int, default=12, help="for each condition")
+    parser.add_argument("--trained", type=Path, default=Path("evaluation.pkl"), help="where spoken utterances are kept")
+    parser.add_argument("--unheard", type=Path, default=Path("evaluation_unheard.pkl"))
+    args = parser.parse_args()
+    trained = Arranger(load_bank(args.trained, 480, TRAINED_VOICES, seed=2), seed=5)
+    unheard = Arranger(load_bank(args.unheard, 200, UNHEARD_VOICES, seed=3), seed=6)
+    worker = Worker(load_backend("transformers", args.model, LoadOptions("auto", "float32", rows=8)))
+    asyncio.run(evaluate(worker, trained, unheard, args.recordings))
+    worker.close()
+
+
+if __name__ == "__main__":
+    main()
