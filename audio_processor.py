@@ -28,10 +28,10 @@ DEMUXERS = "wav,w64,aiff,flac,mp3,ogg,mov,mp4,m4a,3gp,matroska,webm,aac,amr,asf,
 SUPPORTED = "WAV, FLAC, MP3, OGG, Opus, M4A/AAC, MP4, WebM, AIFF"
 # What the supported files begin with, at which offset: tells a damaged file from one that never was audio.
 SIGNATURES = (
-    (b"RIFF", 0), (b"RF64", 0), (b"fLaC", 0), (b"OggS", 0), (b"ID3", 0), (b"FORM", 0), (b"ftyp", 4), (b"\x1aE\xdf\xa3", 0),
-    (b"\xff\xfb", 0), (b"\xff\xf3", 0), (b"\xff\xf2", 0), (b"\xff\xf1", 0), (b"\xff\xf9", 0), (b"caff", 0), (b"#!AMR", 0),
+    (b"RIFF", 0), (b"RF64", 0), (b"fLaC", 0), (b"OggS", 0), (b"ID3", 0), (b"FORM", 0), (b"ftyp", 4),
+    (b"\x1aE\xdf\xa3", 0), (b"\xff\xfb", 0), (b"\xff\xf3", 0), (b"\xff\xf2", 0), (b"\xff\xf1", 0),
+    (b"\xff\xf9", 0), (b"caff", 0), (b"#!AMR", 0),
 )  # fmt: skip
-
 # FFmpeg's sample formats: numpy type, the value that means silence, and full scale.
 SAMPLE_FORMATS = {
     "u8": (np.dtype(np.uint8), 128, 2**7), "s16": (np.dtype(np.int16), 0, 2**15), "s32": (np.dtype(np.int32), 0, 2**31),

@@ -95,8 +95,8 @@ def listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
-            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}). Stop the program that does, or set PORT "
-            "in .env or with --port."
+            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}). Stop the program that does, or set "
+            "PORT in .env or with --port."
         ) from None
 
 

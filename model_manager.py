@@ -252,9 +252,13 @@ class ModelManager:
 
     def _snapshot(self, **options: Any) -> Any:
         return snapshot_download(
-            self.spec.repository, revision=self.spec.revision, allow_patterns=list(FILES), token=self._settings.hf_token,
-            cache_dir=self._settings.voxtral_cache_dir, **options,
-        )  # fmt: skip
+            self.spec.repository,
+            revision=self.spec.revision,
+            allow_patterns=list(FILES),
+            token=self._settings.hf_token,
+            cache_dir=self._settings.voxtral_cache_dir,
+            **options,
+        )
 
 
 def missing_files(folder: Path) -> list[str]:

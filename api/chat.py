@@ -131,7 +131,7 @@ def _wrong_count(count: int) -> ApiError:
         return unsupported("messages", f"{count} recordings in one request are not supported. Send one at a time.")
     return ApiError(
         400,
-        "No audio: text-only chat is not supported. Put base64 into 'audio', or into a content part of type input_audio.",
+        "No audio: text-only chat is not supported. Put base64 into 'audio' or a content part of type input_audio.",
         param="audio",
         code="missing_audio",
     )

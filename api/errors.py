@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from audio_processor import AudioError
-from engine.core import EngineError, EngineStopped, JobFailed, PromptTooLong
+from engine.core import EngineError, EngineStopped, JobFailed, PromptInvalid, PromptTooLong
 from model_manager import ModelUnavailable
 from transcriber import TooManyRequests
 
@@ -24,6 +25,7 @@ log = logging.getLogger("voxtral.api")
 
 RETRY_SOON_SECONDS = 5
 RETRY_LATER_SECONDS = 30
+NO_RETRY = {"x-should-retry": "false"}  # SDKs send everything again after any other 5xx
 
 
 class ApiError(Exception):
@@ -64,31 +66,11 @@ def unsupported(param: str, message: str) -> ApiError:
 
 def describe(error: Exception) -> ApiError:
     """What the client is told about any exception. The details of an unforeseen one stay in the log."""
-    match error:
-        case ApiError():
-            return error
-        case AudioError(code="audio_too_long"):
-            return ApiError(413, str(error), param="file", code=error.code)
-        case AudioError():
-            return ApiError(400, str(error), param="file", code=error.code)
-        case TooManyRequests():
-            return _retry(429, str(error), "rate_limit_exceeded", RETRY_SOON_SECONDS)
-        case ModelUnavailable(reason="absent"):
-            return ApiError(404, str(error), param="model", code="model_not_found")
-        case ModelUnavailable(reason="downloading"):
-            return _retry(503, str(error), "model_downloading", RETRY_LATER_SECONDS)
-        case ModelUnavailable():
-            return ApiError(503, str(error), code="model_failed", headers={"x-should-retry": "false"})
-        case EngineStopped():
-            return _retry(503, str(error), "engine_stopped", RETRY_SOON_SECONDS)
-        case PromptTooLong():
-            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
-        case JobFailed():
-            return ApiError(500, str(error), code="engine_error", headers={"x-should-retry": "false"})
-        case EngineError():
-            return ApiError(400, str(error), param="messages", code="invalid_value")
-        case HTTPException():
-            return _http_error(error)
+    if isinstance(error, ApiError):
+        return error
+    for kind in type(error).__mro__:
+        if kind in DESCRIPTIONS:
+            return DESCRIPTIONS[kind](error)
     log.error("unforeseen error", exc_info=error)
     return ApiError(500, "The server failed on this request; its log says why.", code="internal_error")
 
@@ -102,6 +84,30 @@ def _http_error(error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, "No such path. See /docs for what there is.", code="not_found")
     return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+def _bad_audio(error: AudioError) -> ApiError:
+    return ApiError(413 if error.code == "audio_too_long" else 400, str(error), param="file", code=error.code)
+
+
+def _model_unavailable(error: ModelUnavailable) -> ApiError:
+    if error.reason == "absent":
+        return ApiError(404, str(error), param="model", code="model_not_found")
+    if error.reason == "downloading":
+        return _retry(503, str(error), "model_downloading", RETRY_LATER_SECONDS)
+    return ApiError(503, str(error), code="model_failed", headers=NO_RETRY)
+
+
+DESCRIPTIONS: dict[type, Callable[[Any], ApiError]] = {
+    AudioError: _bad_audio,
+    ModelUnavailable: _model_unavailable,
+    TooManyRequests: lambda error: _retry(429, str(error), "rate_limit_exceeded", RETRY_SOON_SECONDS),
+    EngineStopped: lambda error: _retry(503, str(error), "engine_stopped", RETRY_SOON_SECONDS),
+    PromptInvalid: lambda error: invalid("messages", str(error)),
+    PromptTooLong: lambda error: ApiError(400, str(error), param="messages", code="context_length_exceeded"),
+    JobFailed: lambda error: ApiError(500, str(error), code="engine_error", headers=NO_RETRY),
+    HTTPException: _http_error,
+}
 
 
 def from_validation(problems: list[Any]) -> ApiError:

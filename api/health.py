@@ -1,4 +1,4 @@
-"""GET /health: answers in milliseconds whatever the model is doing, because it only looks at what others have written."""
+"""GET /health: answers in milliseconds whatever the model does, because it only looks at what others have written."""
 
 from __future__ import annotations
 

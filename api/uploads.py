@@ -26,8 +26,8 @@ BASE64_SLICE = 4 * 256 * 1024  # characters decoded at a time; a multiple of 4
 def too_large(limit_mb: int) -> ApiError:
     return ApiError(
         413,
-        f"The audio is larger than {limit_mb} MB, the most that this server accepts. Compress it (M4A, MP3, Opus), send "
-        "it in parts, or raise MAX_AUDIO_SIZE_MB.",
+        f"The audio is larger than {limit_mb} MB, the most that this server accepts. Compress it (M4A, MP3, Opus), "
+        "send it in parts, or raise MAX_AUDIO_SIZE_MB.",
         param="file",
         code="audio_too_large",
     )
@@ -96,7 +96,7 @@ def _decode_base64(text: str, param: str, limit_mb: int) -> BinaryIO:
         raise too_large(limit_mb)
     if any(space in text for space in "\n\r "):
         text, start = "".join(text[start:].split()), 0
-    file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES))
+    file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115 - handed to the caller
     try:
         for at in range(start, len(text), BASE64_SLICE):
             piece = text[at : at + BASE64_SLICE]

@@ -1,7 +1,8 @@
 """The nouns of the engine: jobs that go in, tokens that come out, and the errors that may come instead.
 
 EngineError
-├── PromptTooLong   the prompt does not fit into the model's context
+├── PromptInvalid   the conversation is none that the model can be given
+    ├── PromptTooLong   the prompt does not fit into the model's context
 ├── JobFailed       this job's computation failed; others go on
 └── EngineStopped   the engine was unloaded while the job waited or ran
 """
@@ -15,6 +16,10 @@ import numpy as np
 
 
 class EngineError(Exception):
+    pass
+
+
+class PromptInvalid(EngineError):
     pass
 
 

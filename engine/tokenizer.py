@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from mistral_common.exceptions import MistralCommonException
 from mistral_common.protocol.instruct.chunk import AudioChunk, TextChunk
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -21,7 +22,7 @@ from mistral_common.protocol.transcription.request import TranscriptionRequest a
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from engine.core import Prompt
+from engine.core import Prompt, PromptInvalid
 from transcript import Message
 
 
@@ -39,9 +40,12 @@ class VoxtralTokenizer:
         return self._split(self._mistral.encode_transcription(request).tokens)
 
     def chat_prompt(self, messages: tuple[Message, ...]) -> Prompt:
-        """A conversation whose last user turn holds the audio."""
+        """A conversation in which one turn of the user holds the audio. Raises PromptInvalid."""
         request = ChatCompletionRequest(messages=[_mistral_message(message) for message in messages])
-        return self._split(self._mistral.encode_chat_completion(request).tokens)
+        try:
+            return self._split(self._mistral.encode_chat_completion(request).tokens)
+        except MistralCommonException as error:
+            raise PromptInvalid(f"The messages cannot be given to the model: {error}") from None
 
     def _split(self, tokens: list[int]) -> Prompt:
         first = tokens.index(self._audio_id)

@@ -104,8 +104,8 @@ class Worker:
         needed = job.prompt.text_tokens + self.backend.audio_tokens(len(job.samples)) + job.max_tokens
         if needed > self.backend.context_length:
             raise PromptTooLong(
-                f"The instruction and the audio need {needed} tokens, more than the model's {self.backend.context_length}. "
-                "Shorten the instruction."
+                f"The instruction and the audio need {needed} tokens, and the model takes "
+                f"{self.backend.context_length}. Shorten the instruction."
             )
         if not self.alive:
             raise EngineStopped("The model is not running.")
@@ -174,7 +174,7 @@ class Worker:
             logits = self.backend.prefill(stream.job, self._scheduler.row(stream))
             sampler = Sampler(stream.job.sampling)
             token = choose_tokens(logits, [sampler])[0]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the border of the worker: a failure stays in its job
             self._fail([stream], error)
             return
         silence = float(logits[0].float().softmax(-1)[self.backend.tokenizer.end_of_text])
@@ -187,7 +187,7 @@ class Worker:
             return
         try:
             tokens = choose_tokens(self.backend.decode([row.last.id for row in rows]), [row.sampler for row in rows])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above, for all jobs that shared the step
             self._fail([row.stream for row in rows], error)
             return
         for row, token in zip(rows, tokens, strict=True):

@@ -73,7 +73,11 @@ def test_without_the_model_and_without_download_requests_are_told_so(tmp_path: P
         assert server.health()["model_available"] is False
         response = server.client.post(
             "/v1/chat/completions",
-            json={"model": "voxtral-mini", "messages": [{"role": "user", "content": "Transcribe"}], "audio": "UklGRg=="},
+            json={
+                "model": "voxtral-mini",
+                "messages": [{"role": "user", "content": "Transcribe"}],
+                "audio": "UklGRg==",
+            },
         )
         assert response.status_code in (400, 404)
         clip = (ROOT / "tests/clips/short_0.flac").read_bytes()

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from streaming import HEARTBEAT, ChatCompletion, EventStream, sse, transcription_frames, until_disconnect, with_heartbeats
+from streaming import (
+    HEARTBEAT,
+    ChatCompletion,
+    EventStream,
+    sse,
+    transcription_frames,
+    until_disconnect,
+    with_heartbeats,
+)
 from transcript import Event, Finished, TextDelta, Transcript, Usage, fold
 
 pytestmark = pytest.mark.anyio
@@ -148,5 +156,3 @@ async def test_a_stream_that_never_finishes_is_no_transcript() -> None:
 
     with pytest.raises(RuntimeError):
         await fold(unfinished())
-
-

@@ -50,9 +50,11 @@ Write numbers as words.
 Answer with the transcript only.
 Never guess; leave out what you cannot hear.""".splitlines()
 
-LOOSE_WORDS = """audio speech record voice text word write listen hear say speak transcript exact please careful english
-language note meeting clip sound person people name number spell letter help with for the this that your from about only
-every without again quick simple clear plain full short long first last new part line page""".split()
+LOOSE_WORDS = (
+    "audio speech record voice text word write listen hear say speak transcript exact please careful english language "
+    "note meeting clip sound person people name number spell letter help with for the this that your from about only "
+    "every without again quick simple clear plain full short long first last new part line page"
+).split()
 
 
 def instruction(rng: random.Random) -> str:

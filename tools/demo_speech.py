@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import random
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,13 @@ def load_bank(path: Path, count: int, voices: tuple[str, ...], seed: int) -> lis
     """`make_bank`, kept on disk between runs because speaking takes minutes."""
     if not path.exists():
         path.write_bytes(pickle.dumps(make_bank(count, voices, seed)))
-    return pickle.loads(path.read_bytes())  # noqa: S301 - our own file
+    return pickle.loads(path.read_bytes())
 
 
-def spell(words: tuple[str, ...], rng: random.Random) -> str:
-    """The text for `words`, in which now and then a sound-alike is spelled the rare way."""
+def spell(words: tuple[str, ...], rng: random.Random) -> list[str]:
+    """`words` as they are written, now and then a sound-alike the rare way."""
     rare = {common: other for other, common in SOUND_ALIKES.items()}
-    return " ".join(rare[w] if w in rare and rng.random() < RARE_SPELLING else w for w in words)
+    return [rare[w] if w in rare and rng.random() < RARE_SPELLING else w for w in words]
 
 
 def coloured_noise(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -140,7 +141,7 @@ class Arranger:
         self._tracks = [coloured_noise(NOISE_TRACK_SECONDS * SAMPLE_RATE, self.noise) for _ in range(32)]
 
     def _noise(self, n: int) -> np.ndarray:
-        """`n` samples from one of the noise tracks; making new noise for each recording would take longer than training."""
+        """`n` samples from one of the noise tracks; new noise for each would take longer than training."""
         track = self.rng.choice(self._tracks)
         start = self.rng.randrange(len(track) - n + 1)
         return track[start : start + n]
@@ -158,7 +159,7 @@ class Arranger:
             samples[position : position + len(spoken)] = spoken
             words.extend(utterance.words)
             edges = [position + start for start in (*utterance.starts, len(spoken))]
-            spans.extend(zip(edges[:-1], edges[1:], strict=True))
+            spans.extend(pairwise(edges))
             position += len(spoken) + int(self.rng.uniform(*pauses) * SAMPLE_RATE)
         return Recording(samples / max(float(np.abs(samples).max()), 1e-9), tuple(words), tuple(spans))
 

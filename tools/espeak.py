@@ -1,4 +1,4 @@
-"""espeak-ng's library through ctypes: speech with the time at which each word begins, which its command line keeps back.
+"""espeak-ng's library through ctypes: speech with the time at which each word begins, which its command keeps back.
 
 The library has global state, so one process speaks one text at a time.
 """

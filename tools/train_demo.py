@@ -1,28 +1,32 @@
 """Train the demo model: a Voxtral of 5.5 million parameters that hears about a hundred words.
 
-    python -m tools.train_demo OUT [--start CHECKPOINT] [--hearing-steps N] [--steps N]
+    python -m tools.train_demo OUT [--start CHECKPOINT] [--hearing-steps N] [--reading-steps N]
 
 The shapes are Voxtral's own, shrunk: encoder 4 layers of 128, decoder 4 layers of 256, 2,048 Tekken ids. Cross entropy
-on the transcript alone gives the decoder no reason to listen for the first thousand steps, so two more losses say what
-to listen for. Each audio embedding, 80 ms long, must name the word that is being spoken (espeak-ng tells when each word
-begins, so nothing has to be aligned). And halfway through the decoder each of them must name the two words before: the
-decoder keeps its place by looking for the words that it has just written, and so finds the one that follows them.
+on the transcript alone gives the decoder no reason to listen for the first thousand steps and lets it lose its place
+for thousands more. espeak-ng tells when each word begins, so both halves can be told what to do:
 
-Hearing is learnt first, by the encoder alone on windows of 10 s, which cost a third; then both on 30 and 60 s. The
-saved weights are an exponential moving average. Needs espeak-ng. The run that made the committed weights is logged in
-demo_model/training.log.
+hearing  The encoder alone: each audio embedding, 80 ms long, must name the word that is being spoken.
+reading  The decoder alone, on the embeddings of the finished encoder. Halfway through it, each audio position must name
+         the two words before its own. In the layer after that, one key head of each text position must look at the
+         word that it is about to write: it finds it as the place where the words already written stand before.
+
+The classifiers are thrown away, and the saved weights are an exponential moving average. Needs espeak-ng. The run that
+made the committed weights is logged in demo_model/training.log.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import math
 import random
 import time
-from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import mistral_common
 import numpy as np
@@ -30,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from transformers import VoxtralConfig, VoxtralForConditionalGeneration, WhisperFeatureExtractor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tools.demo_instructions import instruction
 from tools.demo_speech import SAMPLE_RATE, SPOKEN_WORDS, TRAINED_VOICES, Arranger, Recording, load_bank, spell
@@ -42,6 +47,7 @@ SPECIAL_NAMES = {
     13: "[IMG_END]", 14: "[PREFIX]", 15: "[MIDDLE]", 16: "[SUFFIX]", 17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]",
     19: "[TOOL_CONTENT]", 24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 32: "[ARGS]", 33: "[CALL_ID]", 34: "[TRANSCRIBE]",
 }  # fmt: skip
+OTHER_LANGUAGES = ("de", "fr", "es", "it", "nl", "pt", "hi", "ar")
 WINDOW_SECONDS = 30
 FRAMES_PER_SECOND = 100
 FRAMES_PER_TOKEN = 8  # the encoder halves the frames, the projector joins four: one audio token is 80 ms
@@ -49,31 +55,37 @@ FRAMES_PER_TOKEN = 8  # the encoder halves the frames, the projector joins four:
 
 EARLIER_WORDS = (-1, -2)  # which words before the one being spoken an audio position must name within the decoder ...
 PLACE_LAYERS = 2  # ... after this many of its layers
+GUIDED_LAYER = 2  # the layer whose attention is told where to look, counted from 0; it follows the place layers
+GUIDED_HEADS = 2  # of its query heads: those that share the first key head
 NO_WORD = len(SPOKEN_WORDS)  # nobody speaks here, or there is no such neighbour
 WORD_CLASSES = NO_WORD + 1
 WORD_CLASS = {word: i for i, word in enumerate(SPOKEN_WORDS)}
 
 
-@dataclass(frozen=True)
-class Stage:
-    batch: int
-    seconds: float  # window; above 30 it must be a multiple of 30
-    learning_rate: float
-    decoder: bool = True  # is trained
-    encoder: bool = True
-
-
-HEARING = Stage(16, 10, 8e-4, decoder=False)
-WINDOW = Stage(6, 30, 6e-4)
-TWO_WINDOWS = Stage(3, 60, 6e-4)
-LONG_SHARE = (0.2, 0.5)  # of the steps that see two windows, at the beginning and at the end
+HEARING_RATE, READING_RATE = 8e-4, 1e-3  # peak learning rates
+HEARING_BATCHES = ((16, 10.0, 0.8), (5, 30.0, 0.2))  # recordings, seconds, share of the steps
+READING_BATCHES = ((8, 30.0, 0.7), (4, 60.0, 0.3))
+REPLAY = 256  # recordings of each length whose embeddings are kept, and ...
+FRESH = 0.34  # ... the share of each reading batch that is new: the encoder costs as much as the decoder
 
 
 def write_tokenizer(out: Path) -> None:
-    """Cut mistral-common's bundled Tekken vocabulary to the demo's size and add Voxtral's audio section."""
+    """A Tekken vocabulary of the demo's size, with Voxtral's special tokens and audio section.
+
+    Tekken's own merges come in order of frequency, and the first thousand spell "monday" with four tokens. Here the
+    prefixes of the spoken words come first, so that each spoken word is one token and the decoder needs as few steps
+    as it would with the full vocabulary; rare spellings and all other text take several.
+    """
     tekken = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text())
     tekken.pop("image", None)
-    tekken["vocab"] = tekken["vocab"][: VOCABULARY_SIZE - SPECIAL_TOKENS]
+    single_bytes = [base64.b64decode(entry["token_bytes"]) for entry in tekken["vocab"][:256]]
+    prefixes = [f" {word}"[:length].encode() for word in SPOKEN_WORDS for length in range(2, len(word) + 2)]
+    frequent = (base64.b64decode(entry["token_bytes"]) for entry in tekken["vocab"][256:])
+    pieces = list(dict.fromkeys([*single_bytes, *prefixes, *islice(frequent, VOCABULARY_SIZE)]))
+    tekken["vocab"] = [
+        {"rank": rank, "token_bytes": base64.b64encode(piece).decode(), "token_str": piece.decode(errors="replace")}
+        for rank, piece in enumerate(pieces[: VOCABULARY_SIZE - SPECIAL_TOKENS])
+    ]
     tekken["config"].update(
         default_vocab_size=VOCABULARY_SIZE, default_num_special_tokens=SPECIAL_TOKENS, version="v13",
         num_vocab_tokens=len(tekken["vocab"]),
@@ -129,6 +141,9 @@ def classifier(inputs: int, classes: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.RMSNorm(inputs), torch.nn.Linear(inputs, classes))
 
 
+GAZE: list[tuple[torch.Tensor, torch.Tensor]] = []  # queries and keys of the last forward through the guided layer
+
+
 class Trainer:
     def __init__(self, model: VoxtralForConditionalGeneration, tokenizer: Tekkenizer, arranger: Arranger) -> None:
         self.model, self.tokenizer, self.arranger = model, tokenizer, arranger
@@ -147,6 +162,7 @@ class Trainer:
         self.mel_filters = torch.tensor(features.mel_filters, dtype=torch.float32).T
         self.window = torch.hann_window(400)
         self.step_number = 0
+        self.memory: dict[float, list[tuple[torch.Tensor, Recording]]] = {}  # by length in seconds
 
     def mel(self, waves: torch.Tensor) -> torch.Tensor:
         """Log-mel (batch, 128, frames) of waves (batch, samples), as WhisperFeatureExtractor computes it."""
@@ -176,7 +192,7 @@ class Trainer:
         """Ids before and after the audio: transcription with or without a language, or an instruction."""
         kind = self.rng.random()
         if kind < 0.35:
-            language = "en" if self.rng.random() < 0.85 else self.rng.choice("de fr es it nl pt hi ar".split())
+            language = "en" if self.rng.random() < 0.85 else self.rng.choice(OTHER_LANGUAGES)
             return [BOS, INST, BEGIN_AUDIO], [END_INST, *self._ids(f"lang:{language}"), TRANSCRIBE]
         if kind < 0.65:
             return [BOS, INST, BEGIN_AUDIO], [END_INST, TRANSCRIBE]
@@ -207,38 +223,74 @@ class Trainer:
             halfway = hidden if number == PLACE_LAYERS else halfway
         return halfway, decoder.norm(hidden)
 
-    def text_losses(
-        self, audio: torch.Tensor, recordings: list[Recording], words: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses of the transcripts by token and of the places, given audio (batch, tokens, hidden) and its labels."""
-        targets = [[*self._ids(spell(r.words, self.rng)), EOS] for r in recordings]
-        size, longest = len(targets), max(map(len, targets))
+    def hearing_losses(self, size: int, seconds: float) -> dict[str, torch.Tensor]:
+        mel, recordings = self.batch(size, seconds)
+        audio = self.listen(mel)
+        words = torch.from_numpy(np.stack([words_at(r, audio.shape[1]) for r in recordings]))
+        return {"hearing": F.cross_entropy(self.word_head(audio).flatten(0, 1), words[..., 0].flatten())}
+
+    def replayed(self, size: int, seconds: float) -> tuple[torch.Tensor, list[Recording]]:
+        """Audio embeddings (size, tokens, hidden), some new and some seen before, and their recordings."""
+        kept = self.memory.setdefault(seconds, [])
+        fresh = size if len(kept) < REPLAY // 4 else max(1, round(size * FRESH))
+        mel, recordings = self.batch(fresh, seconds)
+        with torch.no_grad():
+            new = list(zip(self.listen(mel), recordings, strict=True))
+        chosen = [*new, *self.rng.sample(kept, size - fresh)]
+        kept.extend(new)
+        del kept[: max(0, len(kept) - REPLAY)]
+        return torch.stack([audio for audio, _ in chosen]), [recording for _, recording in chosen]
+
+    def reading_losses(self, size: int, seconds: float) -> dict[str, torch.Tensor]:
+        audio, recordings = self.replayed(size, seconds)
+        spelled = [self._spelled(r) for r in recordings]
+        longest = max(len(ids) for ids, _ in spelled)
         before, after = self.prompt()
-        labels = torch.full((size, longest), -100)
-        for row, target in zip(labels, targets, strict=True):
-            row[: len(target)] = torch.tensor(target)
+        labels, spoken = torch.full((size, longest), -100), torch.full((size, longest), -1)
+        for row, (ids, word_numbers) in enumerate(spelled):
+            labels[row, : len(ids)] = torch.tensor(ids)
+            spoken[row, : len(word_numbers)] = torch.tensor(word_numbers)
         embed = self.model.model.language_model.embed_tokens
         fixed = [embed(torch.tensor([ids])).expand(size, -1, -1) for ids in (before, after)]
         inputs = torch.cat([fixed[0], audio, fixed[1], embed(labels[:, :-1].clamp(min=0))], dim=1)
         halfway, hidden = self.decode(inputs)
         logits = self.model.lm_head(hidden[:, -longest:])
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        per_token = losses.sum() / sum(map(len, targets))
+        lengths = torch.tensor([len(ids) for ids, _ in spelled])
         # Averaged by recording too, so that a lone end-of-text after silence counts beside hundreds of words.
-        per_recording = (losses.sum(1) / torch.tensor([len(t) for t in targets])).mean()
-        places = self.place_head(halfway[:, len(before) : len(before) + audio.shape[1]])
-        place_loss = F.cross_entropy(places.unflatten(-1, (-1, WORD_CLASSES)).flatten(0, 2), words[..., 1:].flatten())
-        return 0.7 * per_token + 0.3 * per_recording, place_loss
-
-    def step(self, stage: Stage, learning_rate: float) -> dict[str, float]:
-        """One update. Returns the losses by name."""
-        mel, recordings = self.batch(stage.batch, stage.seconds)
-        with torch.set_grad_enabled(stage.encoder):
-            audio = self.listen(mel)
+        text = 0.7 * losses.sum() / lengths.sum() + 0.3 * (losses.sum(1) / lengths).mean()
         words = torch.from_numpy(np.stack([words_at(r, audio.shape[1]) for r in recordings]))
-        losses = {"hearing": F.cross_entropy(self.word_head(audio).flatten(0, 1), words[..., 0].flatten())}
-        if stage.decoder:
-            losses["text"], losses["place"] = self.text_losses(audio, recordings, words)
+        places = self.place_head(halfway[:, len(before) : len(before) + audio.shape[1]])
+        place = F.cross_entropy(places.unflatten(-1, (-1, WORD_CLASSES)).flatten(0, 2), words[..., 1:].flatten())
+        frames = torch.from_numpy(np.stack([frames_of_words(r, audio.shape[1]) for r in recordings]))
+        return {"text": text, "place": place, "gaze": self.gaze_loss(spoken, frames, len(before))}
+
+    def _spelled(self, recording: Recording) -> tuple[list[int], list[int]]:
+        """Target ids, and for each of them, but for the end-of-text, the number of the word that it writes."""
+        ids, numbers = [], []
+        for number, word in enumerate(spell(recording.words, self.rng)):
+            pieces = self._ids(f" {word}")
+            ids += pieces
+            numbers += [number] * len(pieces)
+        return [*ids, EOS], numbers
+
+    def gaze_loss(self, spoken: torch.Tensor, frames: torch.Tensor, audio_start: int) -> torch.Tensor:
+        """How far the guided heads look elsewhere than at the word that is written next.
+
+        spoken (batch, text): number of that word, -1 for none. frames (batch, audio): number of the word spoken there.
+        """
+        query, key = GAZE.pop()
+        text, length = spoken.shape[1], key.shape[2]
+        scores = query[:, :GUIDED_HEADS, -text:] @ key[:, :1].transpose(2, 3) / math.sqrt(query.shape[-1])
+        visible = torch.arange(length)[None] <= torch.arange(length - text, length)[:, None]
+        logs = scores.masked_fill(~visible, -torch.inf).log_softmax(-1)
+        there = logs[..., audio_start : audio_start + frames.shape[1]]
+        right = (frames[:, None, None] == spoken[:, None, :, None]) & (spoken >= 0)[:, None, :, None]
+        seen = there.masked_fill(~right, -30.0).logsumexp(-1)
+        return -seen[(spoken >= 0)[:, None].expand_as(seen)].mean() if (spoken >= 0).any() else scores.sum() * 0
+
+    def step(self, losses: dict[str, torch.Tensor], learning_rate: float) -> dict[str, float]:
+        """One update. Returns the losses by name."""
         self.optimizer.zero_grad()
         sum(losses.values(), start=torch.zeros(())).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -248,6 +300,12 @@ class Trainer:
         self.step_number += 1
         self._update_average()
         return {name: loss.item() for name, loss in losses.items()}
+
+    def freeze_encoder(self) -> None:
+        """Go on with the averaged encoder as it is, and with the decoder alone."""
+        self.model.load_state_dict(self.average)
+        for part in (self.model.model.audio_tower, self.model.model.multi_modal_projector):
+            part.requires_grad_(False)
 
     def _update_average(self) -> None:
         decay = min(0.998, self.step_number / (self.step_number + 9))
@@ -281,27 +339,53 @@ def words_at(recording: Recording, audio_tokens: int) -> np.ndarray:
     return labels
 
 
-def schedule(hearing_steps: int, full_steps: int, rng: random.Random) -> list[tuple[Stage, float]]:
-    """(stage, learning rate) for each step: a warm-up each time, then cosines, the last one to a twentieth."""
-    plan: list[tuple[Stage, float]] = []
-    for k in range(hearing_steps):
-        cosine = 0.5 + 0.5 * (1 + math.cos(math.pi * k / hearing_steps)) / 2
-        plan.append((HEARING, HEARING.learning_rate * cosine * min(1.0, (k + 1) / 60)))
-    for k in range(full_steps):
-        done = k / full_steps
-        long = rng.random() < LONG_SHARE[0] + (LONG_SHARE[1] - LONG_SHARE[0]) * done
-        stage = replace(TWO_WINDOWS if long else WINDOW, encoder=k % 2 == 0)  # half of the cost, so half as often
-        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
-        plan.append((stage, stage.learning_rate * cosine * min(1.0, (k + 1) / 60)))
-    return plan
+def frames_of_words(recording: Recording, audio_tokens: int) -> np.ndarray:
+    """For each 80 ms (audio_tokens,) the number of the word spoken there, -2 for none; each word has one at least."""
+    numbers = np.full(audio_tokens, -2)
+    samples = FRAMES_PER_TOKEN * SAMPLE_RATE // FRAMES_PER_SECOND
+    for number, (start, end) in enumerate(recording.spans):
+        first = min(round(start / samples), audio_tokens - 1)
+        numbers[first : max(first + 1, round(end / samples))] = number
+    return numbers
+
+
+def look_and_compute(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """transformers' SDPA attention, which also leaves the guided layer's queries and keys in GAZE."""
+    if module.layer_idx == GUIDED_LAYER:
+        GAZE[:] = [(query, key)]
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **options)
+
+
+def learning_rate(k: int, steps: int, peak: float) -> float:
+    """A warm-up, then a cosine to a twentieth."""
+    return peak * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * (1 + math.cos(math.pi * k / steps)) / 2)
+
+
+def train(trainer: Trainer, reading: bool, steps: int, out: Path) -> None:
+    losses_of = trainer.reading_losses if reading else trainer.hearing_losses
+    batches = READING_BATCHES if reading else HEARING_BATCHES
+    peak = READING_RATE if reading else HEARING_RATE
+    started, recent = time.time(), []
+    for k in range(steps):
+        size, seconds, _ = trainer.rng.choices(batches, weights=[share for *_, share in batches])[0]
+        recent.append(trainer.step(losses_of(size, seconds), learning_rate(k, steps, peak)))
+        if (k + 1) % 25 == 0:
+            means = " ".join(f"{name} {mean(losses[name] for losses in recent):.4f}" for name in recent[0])
+            print(f"{'reading' if reading else 'hearing'} {k + 1} {time.time() - started:.0f} s {means}", flush=True)
+            recent.clear()
+        if (k + 1) % 200 == 0:
+            trainer.save(out)
+    trainer.save(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, help="continue from this checkpoint instead of from nothing")
-    parser.add_argument("--hearing-steps", type=int, default=3000, help="steps of the encoder alone, on 10 s")
-    parser.add_argument("--steps", type=int, default=2400, help="steps on windows of 30 and 60 s")
+    parser.add_argument("--hearing-steps", type=int, default=3000)
+    parser.add_argument("--reading-steps", type=int, default=3000)
     parser.add_argument("--bank", type=Path, default=Path("bank.pkl"), help="where the spoken utterances are kept")
     parser.add_argument("--utterances", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -318,24 +402,13 @@ def main() -> None:
         model.load_state_dict(
             VoxtralForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32).state_dict()
         )
+    ALL_ATTENTION_FUNCTIONS.register("look_and_compute", look_and_compute)
+    model.model.language_model.config._attn_implementation = "look_and_compute"
     trainer = Trainer(model, Tekkenizer.from_file(args.out / "tekken.json"), Arranger(bank, args.seed))
-    plan = schedule(args.hearing_steps, args.steps, random.Random(args.seed))
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(plan)} steps, seed {args.seed}, start {args.start}"
-    )
-    started = time.time()
-    recent: list[dict[str, float]] = []
-    for stage, rate in plan:
-        recent.append(trainer.step(stage, rate))
-        if trainer.step_number % 25 == 0:
-            names = recent[-1].keys()
-            means = " ".join(f"{name} {mean(r[name] for r in recent if name in r):.4f}" for name in names)
-            print(f"step {trainer.step_number} {time.time() - started:.0f} s lr {rate:.1e} {means}", flush=True)
-            recent.clear()
-        if trainer.step_number % 200 == 0:
-            trainer.save(args.out)
-    trainer.save(args.out)
-    print(f"done after {time.time() - started:.0f} s")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {vars(args)}", flush=True)
+    train(trainer, reading=False, steps=args.hearing_steps, out=args.out)
+    trainer.freeze_encoder()
+    train(trainer, reading=True, steps=args.reading_steps, out=args.out)
 
 
 if __name__ == "__main__":
