@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from audio_processor import AudioFile
+from audio_processor import SAMPLE_RATE, AudioFile
 from chunking import Chunk, chunks
 from config import Settings
 from engine.core import Job, Prompt, Sampling
@@ -41,8 +41,8 @@ class Transcriber:
     async def open(self, request: TranscriptionRequest, audio: AudioFile) -> Transcription:
         """Check everything that can be wrong before the first byte of an answer; the result owns `audio`.
 
-        Decodes the first chunk, so that empty, damaged and too short audio is known. Does not wait for the model.
-        Raises AudioError, ModelUnavailable, TooManyRequests.
+        Decodes the first chunk, so that empty, damaged and too short audio is known. Does not wait for a model that is
+        still loading. Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong, TooManyRequests.
         """
         if self.active >= self._settings.max_concurrent_requests:
             audio.close()
@@ -53,6 +53,8 @@ class Transcriber:
         self.active += 1
         try:
             self._models.check_available()
+            if worker := self._models.loaded:
+                await transcription.check_prompt(worker)
             await transcription.decode_first_chunk()
         except BaseException:
             await transcription.close()
@@ -78,12 +80,27 @@ class Transcription:
         self._producer: asyncio.Task[None] | None = None
         self._closed = False
 
+    async def check_prompt(self, worker: Worker) -> None:
+        """Raises PromptInvalid or PromptTooLong: for a chunk of full length, the longest that will come."""
+        prompt = await asyncio.to_thread(_prompt, worker.backend.tokenizer, self.request)
+        seconds = self._settings.audio_chunk_size_seconds
+        worker.check_fits(prompt, seconds * SAMPLE_RATE, self._token_cap(seconds))
+
+    def _token_cap(self, seconds: float) -> int:
+        cap = self._settings.token_cap(seconds)
+        return min(cap, self.request.max_tokens or cap)
+
     async def decode_first_chunk(self) -> None:
         self._first = await self._next_chunk()
 
     async def _next_chunk(self) -> Chunk | None:
+        """Decode up to the next cut in a thread. Cancelled, it still waits for the thread, which reads the file."""
         async with self._decoding:
-            return await asyncio.to_thread(next, self._chunks, None)
+            decoding = asyncio.ensure_future(asyncio.to_thread(next, self._chunks, None))
+            try:
+                return await asyncio.shield(decoding)
+            finally:
+                await asyncio.wait({decoding})
 
     async def events(self) -> AsyncGenerator[Event]:
         """TextDeltas and SegmentDones in the order of the audio, then Finished. Raises AudioError or EngineError."""
@@ -114,7 +131,7 @@ class Transcription:
             while chunk:
                 stream = worker.submit(self._job(chunk, prompt))
                 self._submitted.append(stream)
-                await ready.put(_Submitted(replace(chunk), stream))
+                await ready.put(_Submitted(chunk, stream))
                 chunk = await self._next_chunk()
             await ready.put(None)
         except Exception as error:  # noqa: BLE001 - raised again by events(), after the chunks before it
@@ -122,11 +139,10 @@ class Transcription:
 
     def _job(self, chunk: Chunk, prompt: Prompt) -> Job:
         request = self.request
-        cap = self._settings.token_cap(chunk.seconds)
         # Each chunk draws its own random numbers: the same ones would make the same choices in every chunk.
         seed = None if request.seed is None else request.seed + chunk.index
         sampling = Sampling(request.temperature, request.top_p, seed)
-        return Job(prompt, chunk.samples, min(cap, request.max_tokens or cap), sampling)
+        return Job(prompt, chunk.samples, self._token_cap(chunk.seconds), sampling)
 
     async def _chunk_events(
         self, item: _Submitted, tokenizer: VoxtralTokenizer, separate: bool
@@ -171,7 +187,7 @@ class Transcription:
             await asyncio.gather(self._producer, return_exceptions=True)
         for stream in self._submitted:
             stream.cancel()
-        async with self._decoding:  # a block that is being decoded in a thread still reads the file
+        async with self._decoding:
             self._audio.close()
 
 

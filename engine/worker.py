@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.backends.base import Backend
-from engine.core import EngineError, EngineStopped, Job, JobDone, JobFailed, PromptTooLong, Token
+from engine.core import EngineError, EngineStopped, Job, JobDone, JobFailed, Prompt, PromptTooLong, Token
 from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Scheduler
 
@@ -101,17 +101,21 @@ class Worker:
 
         Raises PromptTooLong, or EngineStopped when the worker is no longer there.
         """
-        needed = job.prompt.text_tokens + self.backend.audio_tokens(len(job.samples)) + job.max_tokens
-        if needed > self.backend.context_length:
-            raise PromptTooLong(
-                f"The instruction and the audio need {needed} tokens, and the model takes "
-                f"{self.backend.context_length}. Shorten the instruction."
-            )
+        self.check_fits(job.prompt, len(job.samples), job.max_tokens)
         if not self.alive:
             raise EngineStopped("The model is not running.")
         stream = JobStream(job, self)
         self._inbox.put(("submit", stream))
         return stream
+
+    def check_fits(self, prompt: Prompt, samples: int, max_tokens: int) -> None:
+        """Raises PromptTooLong when prompt, audio and answer are more than the model's context."""
+        needed = prompt.text_tokens + self.backend.audio_tokens(samples) + max_tokens
+        if needed > self.backend.context_length:
+            raise PromptTooLong(
+                f"The instruction and the audio need {needed} tokens, and the model takes "
+                f"{self.backend.context_length}. Shorten the instruction."
+            )
 
     def cancel(self, stream: JobStream) -> None:
         self._inbox.put(("cancel", stream))

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import time
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -182,7 +183,7 @@ def test_segments_of_a_long_file_are_in_order_and_inside_it(server: Server) -> N
     verbose = post(server, audio, response_format="verbose_json").json()
     segments = verbose["segments"]
     assert len(segments) >= 5
-    assert all(a["end"] <= b["start"] for a, b in zip(segments, segments[1:], strict=False))
+    assert all(a["end"] <= b["start"] for a, b in pairwise(segments))
     assert segments[-1]["end"] <= verbose["duration"]
     assert " ".join(s["text"] for s in segments) == verbose["text"]
 

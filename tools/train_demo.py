@@ -18,48 +18,43 @@ made the committed weights is logged in demo_model/training.log.
 from __future__ import annotations
 
 import argparse
-import base64
-import json
 import math
 import random
 import time
-from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import mistral_common
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-from transformers import VoxtralConfig, VoxtralForConditionalGeneration, WhisperFeatureExtractor
+from transformers import VoxtralForConditionalGeneration, WhisperFeatureExtractor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tools.demo_checkpoint import (
+    BEGIN_AUDIO,
+    BOS,
+    END_INST,
+    EOS,
+    INST,
+    PAD,
+    TRANSCRIBE,
+    new_model,
+    write_preprocessor,
+    write_tokenizer,
+)
 from tools.demo_instructions import instruction
-from tools.demo_speech import SAMPLE_RATE, SPOKEN_WORDS, TRAINED_VOICES, Arranger, Recording, load_bank, spell
+from tools.demo_labels import EARLIER_WORDS, FRAMES_PER_SECOND, WORD_CLASSES, frames_of_words, words_at
+from tools.demo_speech import SAMPLE_RATE, TRAINED_VOICES, Arranger, Recording, load_bank, spell
 
-VOCABULARY_SIZE, SPECIAL_TOKENS = 2048, 1000
-BOS, EOS, INST, END_INST, PAD, AUDIO, BEGIN_AUDIO, TRANSCRIBE = 1, 2, 3, 4, 11, 24, 25, 34
-SPECIAL_NAMES = {
-    0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
-    7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]", 9: "[TOOL_CALLS]", 10: "[IMG]", 11: "<pad>", 12: "[IMG_BREAK]",
-    13: "[IMG_END]", 14: "[PREFIX]", 15: "[MIDDLE]", 16: "[SUFFIX]", 17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]",
-    19: "[TOOL_CONTENT]", 24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 32: "[ARGS]", 33: "[CALL_ID]", 34: "[TRANSCRIBE]",
-}  # fmt: skip
 OTHER_LANGUAGES = ("de", "fr", "es", "it", "nl", "pt", "hi", "ar")
 WINDOW_SECONDS = 30
-FRAMES_PER_SECOND = 100
-FRAMES_PER_TOKEN = 8  # the encoder halves the frames, the projector joins four: one audio token is 80 ms
 
 
-EARLIER_WORDS = (-1, -2)  # which words before the one being spoken an audio position must name within the decoder ...
-PLACE_LAYERS = 2  # ... after this many of its layers
+PLACE_LAYERS = 2  # after so many decoder layers an audio position must name the words before its own
 GUIDED_LAYER = 2  # the layer whose attention is told where to look, counted from 0; it follows the place layers
 GUIDED_HEADS = 2  # of its query heads: those that share the first key head
-NO_WORD = len(SPOKEN_WORDS)  # nobody speaks here, or there is no such neighbour
-WORD_CLASSES = NO_WORD + 1
-WORD_CLASS = {word: i for i, word in enumerate(SPOKEN_WORDS)}
 
 
 HEARING_RATE, READING_RATE = 8e-4, 1e-3  # peak learning rates
@@ -67,73 +62,6 @@ HEARING_BATCHES = ((16, 10.0, 0.8), (5, 30.0, 0.2))  # recordings, seconds, shar
 READING_BATCHES = ((8, 30.0, 0.7), (4, 60.0, 0.3))
 REPLAY = 256  # recordings of each length whose embeddings are kept, and ...
 FRESH = 0.34  # ... the share of each reading batch that is new: the encoder costs as much as the decoder
-
-
-def write_tokenizer(out: Path) -> None:
-    """A Tekken vocabulary of the demo's size, with Voxtral's special tokens and audio section.
-
-    Tekken's own merges come in order of frequency, and the first thousand spell "monday" with four tokens. Here the
-    prefixes of the spoken words come first, so that each spoken word is one token and the decoder needs as few steps
-    as it would with the full vocabulary; rare spellings and all other text take several.
-    """
-    tekken = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text())
-    tekken.pop("image", None)
-    single_bytes = [base64.b64decode(entry["token_bytes"]) for entry in tekken["vocab"][:256]]
-    prefixes = [f" {word}"[:length].encode() for word in SPOKEN_WORDS for length in range(2, len(word) + 2)]
-    frequent = (base64.b64decode(entry["token_bytes"]) for entry in tekken["vocab"][256:])
-    pieces = list(dict.fromkeys([*single_bytes, *prefixes, *islice(frequent, VOCABULARY_SIZE)]))
-    tekken["vocab"] = [
-        {"rank": rank, "token_bytes": base64.b64encode(piece).decode(), "token_str": piece.decode(errors="replace")}
-        for rank, piece in enumerate(pieces[: VOCABULARY_SIZE - SPECIAL_TOKENS])
-    ]
-    tekken["config"].update(
-        default_vocab_size=VOCABULARY_SIZE, default_num_special_tokens=SPECIAL_TOKENS, version="v13",
-        num_vocab_tokens=len(tekken["vocab"]),
-    )  # fmt: skip
-    tekken["special_tokens"] = [
-        {"rank": i, "token_str": SPECIAL_NAMES.get(i, f"<SPECIAL_{i}>"), "is_control": True}
-        for i in range(SPECIAL_TOKENS)
-    ]
-    tekken["audio"] = {
-        "sampling_rate": SAMPLE_RATE,
-        "frame_rate": 12.5,
-        "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
-        "chunk_length_s": 30.0,
-    }
-    (out / "tekken.json").write_text(json.dumps(tekken))
-
-
-def write_preprocessor(out: Path) -> None:
-    WhisperFeatureExtractor(feature_size=128).save_pretrained(out)
-    path = out / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "VoxtralProcessor"}, indent=2))
-
-
-def sinusoids(length: int, channels: int) -> torch.Tensor:
-    """Whisper's fixed positions (length, channels): sines, then cosines, of geometrically spaced frequencies."""
-    step = math.log(10_000) / (channels // 2 - 1)
-    angles = torch.arange(length)[:, None] * torch.exp(-step * torch.arange(channels // 2))[None]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def new_model() -> VoxtralForConditionalGeneration:
-    config = VoxtralConfig(
-        text_config={
-            "model_type": "llama", "vocab_size": VOCABULARY_SIZE, "hidden_size": 256, "intermediate_size": 768,
-            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-            "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 1e8,
-        },
-        audio_config={
-            "model_type": "voxtral_encoder", "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-        },
-        audio_token_id=AUDIO,
-        projector_hidden_act="gelu",
-    )  # fmt: skip
-    model = VoxtralForConditionalGeneration(config)
-    positions = model.model.audio_tower.embed_positions.weight
-    positions.data.copy_(sinusoids(*positions.shape))
-    return model
 
 
 def classifier(inputs: int, classes: int) -> torch.nn.Module:
@@ -319,34 +247,6 @@ class Trainer:
         model.load_state_dict(self.average)
         model.generation_config.update(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
         model.to(torch.bfloat16).save_pretrained(out)
-
-
-def words_at(recording: Recording, audio_tokens: int) -> np.ndarray:
-    """Labels (audio_tokens, 3) for the middle of each 80 ms: the word being spoken, the one before it, and the one
-    before that; NO_WORD where there is none. In a pause the last word spoken is the one before."""
-    labels = np.full((audio_tokens, 1 + len(EARLIER_WORDS)), NO_WORD)
-    if not recording.words:
-        return labels
-    classes = np.array([WORD_CLASS[word] for word in recording.words])
-    middles = (np.arange(audio_tokens) + 0.5) * FRAMES_PER_TOKEN * SAMPLE_RATE / FRAMES_PER_SECOND
-    starts, ends = np.array(recording.spans).T
-    latest = np.searchsorted(starts, middles, side="right") - 1  # the last word that has begun; -1: none yet
-    spoken = (latest >= 0) & (middles < ends[latest])
-    labels[spoken, 0] = classes[latest[spoken]]
-    for column, offset in enumerate(EARLIER_WORDS, start=1):
-        earlier = np.where(spoken, latest, latest + 1) + offset
-        labels[earlier >= 0, column] = classes[earlier[earlier >= 0]]
-    return labels
-
-
-def frames_of_words(recording: Recording, audio_tokens: int) -> np.ndarray:
-    """For each 80 ms (audio_tokens,) the number of the word spoken there, -2 for none; each word has one at least."""
-    numbers = np.full(audio_tokens, -2)
-    samples = FRAMES_PER_TOKEN * SAMPLE_RATE // FRAMES_PER_SECOND
-    for number, (start, end) in enumerate(recording.spans):
-        first = min(round(start / samples), audio_tokens - 1)
-        numbers[first : max(first + 1, round(end / samples))] = number
-    return numbers
 
 
 def look_and_compute(

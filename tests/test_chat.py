@@ -1,0 +1,136 @@
+"""The chat endpoint: every way to put audio into a conversation, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import httpx
+import pytest
+
+from api.instructions import means_transcription
+from tests.serving import Server
+from tests.speech import assert_heard, clip, wav
+from transcript import Message
+
+URL = "/v1/chat/completions"
+SPOKEN = clip("voice_en-us")
+BASE64 = base64.b64encode(SPOKEN.data).decode()
+DATA_URL = f"data:audio/flac;base64,{BASE64}"
+
+
+def ask(server: Server, content: Any, **fields: Any) -> httpx.Response:
+    messages = fields.pop("messages", [{"role": "user", "content": content}])
+    return server.client.post(URL, json={"model": "whisper-1", "messages": messages, **fields})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": DATA_URL, "format": "flac"}},
+        {"type": "input_audio", "input_audio": BASE64},
+        {"type": "audio_url", "audio_url": {"url": DATA_URL}},
+        {"type": "audio_url", "audio_url": DATA_URL},
+        {"audio_url": DATA_URL},
+        {"type": "file", "file": {"file_data": DATA_URL, "filename": "a.flac"}},
+    ],
+    ids=["openai", "data_url", "mistral", "vllm", "vllm_simple", "vllm_bare", "file"],
+)
+def test_audio_parts_of_every_dialect_are_heard(server: Server, part: dict[str, Any]) -> None:
+    response = ask(server, [part, {"type": "text", "text": "Transcribe this audio."}])
+    assert_heard(SPOKEN.words, response.json()["choices"][0]["message"]["content"])
+
+
+def test_text_may_stand_before_the_audio_and_a_system_message_before_both(server: Server) -> None:
+    messages = [
+        {"role": "system", "content": "Answer with the transcript only."},
+        {"role": "user", "content": [{"type": "text", "text": "Write down every word."}, {"audio_url": DATA_URL}]},
+    ]
+    answer = ask(server, None, messages=messages).json()
+    assert answer["usage"]["prompt_tokens_details"]["text_tokens"] > 10
+    assert answer["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"stop": ["."]}, "stop"),
+        ({"logprobs": True}, "logprobs"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"language": "klingon"}, "language"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "assistant", "content": "Hello."}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"audio": "***"}, "audio"),
+    ],
+)
+def test_a_field_that_cannot_be_obeyed_is_refused_by_name(server: Server, fields: dict[str, Any], param: str) -> None:
+    response = ask(server, "Transcribe", **{"audio": BASE64, **fields})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_neutral_values_of_fields_that_are_not_supported_are_fine(server: Server) -> None:
+    fields = {
+        "n": 1, "stop": None, "logprobs": False, "top_logprobs": 0, "frequency_penalty": 0, "presence_penalty": 0.0,
+        "response_format": {"type": "text"}, "max_tokens": 0, "max_completion_tokens": 0, "seed": -9007199254740991,
+        "stream": None, "user": "me", "store": False,
+    }  # fmt: skip
+    assert ask(server, "Transcribe", audio=BASE64, **fields).status_code == 200
+
+
+def test_two_recordings_in_one_request_are_refused(server: Server) -> None:
+    response = ask(server, [{"audio_url": DATA_URL}, {"audio_url": DATA_URL}])
+    assert response.json()["error"]["code"] == "unsupported_value"
+
+
+def test_an_address_is_not_fetched(server: Server) -> None:
+    response = ask(server, [{"type": "audio_url", "audio_url": {"url": "http://127.0.0.1/secret.wav"}}])
+    assert response.status_code == 400
+    assert "fetches nothing" in response.json()["detail"]
+
+
+def test_an_instruction_too_long_for_the_model_is_refused_before_the_stream(server: Server) -> None:
+    response = ask(server, "xyz " * 30_000, audio=BASE64, stream=True)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_too_short_audio_is_refused_before_the_stream(server: Server) -> None:
+    audio = base64.b64encode(wav(SPOKEN.samples()[:500])).decode()
+    response = ask(server, "Transcribe", audio=audio, stream=True)
+    assert response.json()["error"]["code"] == "audio_too_short"
+
+
+def test_silence_is_an_empty_answer(server: Server) -> None:
+    audio = base64.b64encode(clip("silence").data).decode()
+    assert ask(server, "Transcribe this audio.", audio=audio).json()["choices"][0]["message"]["content"] == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Transcribe this audio.", "transcribe", "Please transcribe the following recording.", " Transcribe to text!\n",
+     "Transcribe the audio to natural text."],
+)  # fmt: skip
+def test_asking_for_nothing_but_a_transcript_means_transcription_mode(text: str) -> None:
+    assert means_transcription((Message("user", (text,), 0),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Transcribe this audio in French.", "What is said?", "Transcribe this audio. Remove filler words.", "Summarise"],
+)
+def test_asking_for_more_means_an_instruction(text: str) -> None:
+    assert not means_transcription((Message("user", (text,), 0),))
+
+
+def test_a_system_message_is_an_instruction() -> None:
+    assert not means_transcription((Message("system", ("Be brief.",)), Message("user", ("Transcribe",), 0)))
