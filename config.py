@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -84,13 +85,17 @@ class Settings(BaseModel):
         return 64 + round(self.tokens_per_second * seconds)
 
 
-def load_settings(env_file: Path = ROOT / ".env", **overrides: object) -> Settings:
-    """Settings from the environment, `env_file` and the command line (`overrides`), strongest last.
+def load_settings(
+    env_file: Path = ROOT / ".env", defaults: Mapping[str, object] | None = None, **overrides: object
+) -> Settings:
+    """Settings from `defaults`, `env_file`, the environment and the command line (`overrides`), strongest last.
 
     Raises ConfigError with one line that names the variable or the line of the file.
     """
     values = {**_read_env_file(env_file), **os.environ}
-    given = {name: values[name.upper()] for name in Settings.model_fields if name.upper() in values}
+    given = dict(defaults or {}) | {
+        name: values[name.upper()] for name in Settings.model_fields if name.upper() in values
+    }
     try:
         return Settings.model_validate({**given, **overrides})
     except ValidationError as error:

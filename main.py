@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from starlette.types import ASGIApp
 
 from api import ROUTERS, UNVERSIONED_ROUTERS, errors
 from api.request_id import RequestId
@@ -24,8 +25,12 @@ from transcriber import Transcriber
 
 log = logging.getLogger("voxtral")
 
+# The demo model hears short pieces better than long ones; see its README.
+DEMO_DEFAULTS = {"audio_chunk_size_seconds": 6}
+SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 
-def create_app(settings: Settings, download: bool = True) -> FastAPI:
+
+def create_app(settings: Settings, download: bool = True) -> ASGIApp:
     """The service. Its model is loaded, or fetched first if `download`, while requests are already answered."""
     models = ModelManager(settings)
 
@@ -47,8 +52,7 @@ def create_app(settings: Settings, download: bool = True) -> FastAPI:
         app.include_router(router)
     errors.install(app)
     app.add_middleware(BodyLimit, limit_mb=settings.max_audio_size_mb)
-    app.add_middleware(RequestId)
-    return app
+    return RequestId(app)  # around everything, so that an answer to an unforeseen error has an id too
 
 
 async def _prepare_model(models: ModelManager, download: bool) -> None:
@@ -113,7 +117,10 @@ def main(arguments: list[str]) -> int:
     args = parse_arguments(arguments)
     given = {"host": args.host, "port": args.port, "voxtral_model_id": str(DEMO_MODEL) if args.demo else None}
     try:
-        settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+        defaults = DEMO_DEFAULTS if args.demo else None
+        settings = load_settings(
+            defaults=defaults, **{name: value for name, value in given.items() if value is not None}
+        )
         check_model_folder(settings)
         listening = listen(settings)
     except ConfigError as error:
@@ -124,7 +131,8 @@ def main(arguments: list[str]) -> int:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"Voxtral Local listens on http://{shown}:{port} (model {settings.voxtral_model_id})", flush=True)
-    config = uvicorn.Config(create_app(settings, download=not args.no_download), log_level=settings.log_level)
+    app = create_app(settings, download=not args.no_download)
+    config = uvicorn.Config(app, log_level=settings.log_level, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
     uvicorn.Server(config).run(sockets=[listening])
     return 0
 

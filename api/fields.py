@@ -72,12 +72,20 @@ def language(values: Mapping[str, Any]) -> str | None:
     given = text(values, "language")
     if given is None or given.lower() == "auto":
         return None
-    try:
-        found = pycountry.languages.lookup(given.replace("_", "-").split("-")[0].strip())
-    except LookupError:
-        found = None
+    found = _language(given.replace("_", "-").split("-")[0].strip().lower())
     if found is None or not hasattr(found, "alpha_2"):
         raise invalid(
             "language", f"language '{given}' is not known. Send an ISO 639-1 code such as 'en', or leave it out."
         )
     return found.alpha_2
+
+
+def _language(name: str) -> Any | None:
+    """By code first: pycountry's own lookup takes `en` for a language of Vietnam that is called En."""
+    found = pycountry.languages.get(alpha_2=name) or pycountry.languages.get(alpha_3=name)
+    if found is None:
+        try:
+            found = pycountry.languages.lookup(name)
+        except LookupError:
+            return None
+    return found

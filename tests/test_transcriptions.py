@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.serving import Server
-from tests.speech import assert_heard, browser_recording, clip, clips_of, wav, word_errors
+from tests.speech import assert_heard, browser_recording, clip, wav, word_errors
 
 URL = "/v1/audio/transcriptions"
 
@@ -144,7 +144,7 @@ def test_limits_on_bytes_and_seconds_hold() -> None:
 def long_recording() -> tuple[bytes, str]:
     """Five minutes of the committed speech with pauses between, as 16-bit WAV, and its words."""
     pieces, words = [], []
-    names = [c for c in clips_of("half a minute", "trained voice", "long pauses", "loudness") if "gain" not in c.file]
+    names = [clip(name) for name in ("gain0", "voice_en-us", "gain-10", "voice_en-us+m1", "gain-20", "voice_en-us+m8")]
     while sum(map(len, pieces)) < 300 * 16_000:
         spoken = names[len(words) % len(names)]
         samples = spoken.samples()
@@ -253,4 +253,4 @@ def test_unknown_paths_and_methods_have_the_envelope_too(server: Server) -> None
 
 def test_the_clients_own_request_id_comes_back(server: Server) -> None:
     assert server.client.get("/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
-    assert server.client.get("/health", headers={"x-request-id": "a b\t"}).headers["x-request-id"].startswith("req_")
+    assert server.client.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"].startswith("req_")
