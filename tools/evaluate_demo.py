@@ -71,7 +71,7 @@ def conditions(trained: Arranger, unheard: Arranger) -> list[Condition]:
 
 
 async def hear(worker: Worker, recording: Recording, prompt: Prompt) -> str:
-    stream = worker.submit(Job(prompt, recording.samples, 1000, Sampling()))
+    stream = worker.submit(Job(prompt, recording.samples, 32 + round(len(recording.samples) / 1600), Sampling()))
     decoder = TextDecoder(worker.backend.tokenizer)
     return "".join([decoder.add(token.id) async for token in stream]) + decoder.finish()
 
