@@ -97,10 +97,6 @@ class AudioFile:
             raise
 
     @property
-    def codec(self) -> str:
-        return self._stream.codec_context.name
-
-    @property
     def declared_seconds(self) -> float | None:
         """What the container says of its length; browsers' WebM says nothing, and a damaged file may lie."""
         if self._stream.duration and self._stream.time_base:

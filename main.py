@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -99,8 +100,8 @@ def listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
-            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}). Stop the program that does, or set "
-            "PORT in .env or with --port."
+            f"Cannot listen on {settings.host}:{settings.port} ({os.strerror(error.errno)}). Stop the program that "
+            "does, or set PORT in .env or with --port."
         ) from None
 
 
