@@ -30,7 +30,17 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 lets other machines in.")
     port: int = Field(11344, ge=0, le=65535, description="Port to listen on. 0 takes any free one.")
+    api_keys: tuple[str, ...] = Field(
+        (), description="Keys, with commas between, one of which a client must send. Empty: none is asked for."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins of web pages that may call the API, with commas between. `*`: any."
+    )
+    trusted_hosts: tuple[str, ...] = Field(
+        ("*",), description="Host names that clients may address, with commas between; `*.example.org` works. `*`: any."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="json: one JSON object for each line of the log.")
     voxtral_model_id: str = Field(
         DEFAULT_MODEL, min_length=1, description="Model to serve: a Hugging Face repository or a folder."
     )
@@ -47,6 +57,16 @@ class Settings(BaseModel):
         None, description="Where models are kept. Empty: the Hugging Face cache of this user."
     )
     hf_token: str | None = Field(None, description="Hugging Face token. Voxtral needs none; private models do.")
+    model_aliases: dict[str, str] = Field({}, description="More names for models: `name=model`, with commas between.")
+    model_idle_timeout: float = Field(
+        0, ge=0, description="Seconds without use after which a model is unloaded; the next request loads it. 0: never."
+    )
+    model_memory_gb: float = Field(
+        0, ge=0, description="Memory for the weights of all loaded models, in 10^9 bytes. 0: no limit."
+    )
+    memory_reserve_gb: float = Field(
+        0.25, ge=0, description="Free memory, in 10^9 bytes, below which a model that nobody uses is unloaded."
+    )
     max_batch_size: int = Field(8, ge=1, le=512, description="Chunks of audio that are decoded together.")
     max_concurrent_requests: int = Field(
         64, ge=1, le=10_000, description="Requests at work or waiting at once; one more is answered 429."
@@ -62,6 +82,9 @@ class Settings(BaseModel):
         le=100,
         description="Tokens a chunk may produce for each second of its audio, beside 64 for any chunk.",
     )
+    max_answer_tokens: int = Field(
+        4096, ge=1, le=32_768, description="Tokens of a chat answer where the request sets no limit."
+    )
     heartbeat_seconds: float = Field(
         10.0, gt=0, le=300, description="Seconds of silence on a stream after which a comment line is sent."
     )
@@ -71,10 +94,25 @@ class Settings(BaseModel):
     def _empty_is_absent(cls, value: object) -> object:
         return value or None
 
-    @field_validator("log_level", "voxtral_device", "voxtral_dtype", mode="before")
+    @field_validator("log_level", "log_format", "voxtral_device", "voxtral_dtype", mode="before")
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("api_keys", "cors_origins", "trusted_hosts", mode="before")
+    @classmethod
+    def _commas(cls, value: object) -> object:
+        return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(name.strip() and model.strip() for name, _, model in pairs):
+            raise ValueError("write name=model, with commas between")
+        return {name.strip(): model.strip() for name, _, model in pairs}
 
     @property
     def max_audio_bytes(self) -> int:

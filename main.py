@@ -8,20 +8,28 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
+import logs
+from admission import Admission
 from api import ROUTERS, UNVERSIONED_ROUTERS, errors
-from api.request_id import RequestId
+from api.edge import RequestId, RequireKey
 from api.service import Service
 from api.uploads import BodyLimit
 from config import DEMO_MODEL, ConfigError, Settings, load_settings
-from model_manager import ModelManager, ModelUnavailable, missing_files
+from engine.worker import Worker
+from metrics import Gauges, Metrics
+from model_manager import ModelManager, ModelUnavailable, until_finished
+from model_store import missing_files, valid_repository
+from model_table import model_spec
+from responder import Responder
 from transcriber import Transcriber
 
 log = logging.getLogger("voxtral")
@@ -33,17 +41,21 @@ SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 
 def create_app(settings: Settings, download: bool = True) -> ASGIApp:
     """The service. Its model is loaded, or fetched first if `download`, while requests are already answered."""
-    models = ModelManager(settings)
+    models, metrics, admission = ModelManager(settings), Metrics(), Admission(settings.max_concurrent_requests)
+    transcriber = Transcriber(settings, models, admission, metrics)
+    responder = Responder(settings, models, admission, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        preparing = asyncio.create_task(_prepare_model(models, download))
+        tasks = [asyncio.create_task(_prepare_model(models, download)), asyncio.create_task(models.keep_house())]
         yield
-        preparing.cancel()
+        for task in tasks:
+            task.cancel()
         await models.close()
 
     app = FastAPI(title="Voxtral Local", summary="Speech to text on this machine", lifespan=lifespan)
-    app.state.service = Service(settings, models, Transcriber(settings, models))
+    app.state.service = Service(settings, models, transcriber, responder, admission, metrics)
+    metrics.registry.register(_gauges(models, admission))
     for router in ROUTERS:
         app.include_router(router, prefix="/v1")
         app.include_router(
@@ -53,44 +65,63 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
         app.include_router(router)
     errors.install(app)
     app.add_middleware(BodyLimit, limit_mb=settings.max_audio_size_mb)
-    return RequestId(app)  # around everything, so that an answer to an unforeseen error has an id too
+    if settings.api_keys:
+        app.add_middleware(RequireKey, keys=settings.api_keys)
+    if settings.cors_origins:  # outside the keys: browsers ask for permission without one
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )  # fmt: skip
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.trusted_hosts))
+    return RequestId(app, metrics)  # around everything, so that an answer to an unforeseen error has an id too
+
+
+def _gauges(models: ModelManager, admission: Admission) -> Gauges:
+    """What is going on, read when it is asked for."""
+
+    def workers(read: Callable[[Worker], float]) -> Callable[[], list[tuple[str, float]]]:
+        return lambda: [(model.spec.id, read(model.loaded)) for model in models.loaded if model.loaded]
+
+    return Gauges(
+        [
+            ("voxtral_requests_active", "Requests at work or waiting", "", lambda: [("", admission.active)]),
+            ("voxtral_batch_size", "Chunks decoded together now", "model", workers(lambda worker: worker.running)),
+            ("voxtral_chunks_waiting", "Chunks that wait for a place", "model", workers(lambda worker: worker.waiting)),
+            ("voxtral_model_memory_bytes", "Weights", "model", workers(lambda worker: worker.backend.memory_bytes)),
+        ]
+    )
 
 
 async def _prepare_model(models: ModelManager, download: bool) -> None:
     """Load the model if it is on disk; else fetch it in the background and load it then."""
-    if models.folder is None:
+    model = models.default
+    if model.folder is None:
         if not download:
-            log.warning("%s is not on this machine and --no-download was given", models.spec.id)
+            log.warning("%s is not on this machine and --no-download was given", model.spec.id)
             return
-        arrived = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        models.start_download(lambda: loop.call_soon_threadsafe(arrived.set))
-        await arrived.wait()
-    try:
-        await models.worker()
-    except ModelUnavailable as error:
-        log.error("%s", error)
+        await until_finished(models.download(model))
+    if model.folder:
+        with suppress(ModelUnavailable):  # logged, and in /health
+            await models.worker(model)
 
 
 def check_model_folder(settings: Settings) -> None:
     """A model id that can be neither a folder nor a repository is found out before the server starts."""
-    models = ModelManager(settings)
-    if models.spec.folder:
-        missing = missing_files(models.spec.folder)
+    spec = model_spec(settings.voxtral_model_id)
+    if spec.folder:
+        missing = missing_files(spec.folder)
         if missing:
             raise ConfigError(
-                f"VOXTRAL_MODEL_ID={models.spec.folder} lacks {', '.join(missing)}. Give a complete model folder."
+                f"VOXTRAL_MODEL_ID={spec.folder} lacks {', '.join(missing)}. Give a complete model folder."
             )
         return
     if settings.voxtral_model_id.startswith(("/", ".", "~")):
         raise ConfigError(f"VOXTRAL_MODEL_ID={settings.voxtral_model_id}: there is no such folder.")
-    try:
-        validate_repo_id(models.spec.repository)
-    except HFValidationError:
+    if not valid_repository(spec.repository):
         raise ConfigError(
             f"VOXTRAL_MODEL_ID={settings.voxtral_model_id} is neither a folder nor a repository such as "
             "mistralai/Voxtral-Mini-3B-2507."
-        ) from None
+        )
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -127,13 +158,12 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"voxtral-local: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_format)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"Voxtral Local listens on http://{shown}:{port} (model {settings.voxtral_model_id})", flush=True)
     app = create_app(settings, download=not args.no_download)
-    config = uvicorn.Config(app, log_level=settings.log_level, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
     uvicorn.Server(config).run(sockets=[listening])
     return 0
 

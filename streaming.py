@@ -1,4 +1,4 @@
-"""Events to the wire: server-sent events, heartbeats, and what happens when the client goes away.
+"""Frames to the wire: server-sent events, heartbeats, and what happens when the client goes away.
 
 One event is one write of ASCII JSON, because Lotti loses an event that arrives in two reads. Keep-alives are comment
 lines, the only ones that every client skips. After the first byte an error can no longer be a status: it is sent in
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -18,86 +16,15 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from transcript import Event, Finished, TextDelta, Usage
-
 Result = TypeVar("Result")
 HEARTBEAT = b": keepalive\n\n"
 
 
-def sse(payload: dict[str, Any] | str) -> bytes:
-    """One server-sent event; a string is sent as it stands."""
+def sse(payload: dict[str, Any] | str, event: str | None = None) -> bytes:
+    """One server-sent event, with an `event:` line if it has a name; a string is sent as it stands."""
     data = payload if isinstance(payload, str) else json.dumps(payload, separators=(",", ":"))
-    return f"data: {data}\n\n".encode("ascii")
-
-
-def token_usage(usage: Usage) -> dict[str, Any]:
-    """OpenAI's token usage of a transcription, with Mistral's names beside, whose SDK insists on them."""
-    return {
-        "type": "tokens",
-        "input_tokens": usage.input_tokens,
-        "input_token_details": {"text_tokens": usage.text_tokens, "audio_tokens": usage.audio_tokens},
-        "output_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "prompt_audio_seconds": usage.audio_seconds,
-    }
-
-
-def chat_usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {
-            "audio_tokens": usage.audio_tokens, "text_tokens": usage.text_tokens, "cached_tokens": 0,
-        },
-    }  # fmt: skip
-
-
-async def transcription_frames(events: AsyncGenerator[Event]) -> AsyncGenerator[bytes]:
-    """OpenAI's `transcript.text.*` events. The stream ends by its end: `[DONE]` would break other SDKs."""
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, TextDelta):
-                yield sse({"type": "transcript.text.delta", "delta": event.text})
-            elif isinstance(event, Finished):
-                transcript = event.transcript
-                usage = token_usage(transcript.usage)
-                yield sse({"type": "transcript.text.done", "text": transcript.text, "usage": usage})
-
-
-class ChatCompletion:
-    """The fixed part of one chat answer: its id, its time and the model's name."""
-
-    def __init__(self, model: str) -> None:
-        self.id, self.created, self.model = f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model
-
-    def body(self, text: str, finish_reason: str, usage: Usage) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return self._envelope("chat.completion", [choice], usage=chat_usage(usage))
-
-    async def frames(self, events: AsyncGenerator[Event], include_usage: bool) -> AsyncGenerator[bytes]:
-        """Chunks with the role, the text as it is decoded, the finish reason, the usage if asked for, and `[DONE]`."""
-        async with aclosing(events):
-            yield self._chunk({"role": "assistant", "content": ""})
-            async for event in events:
-                if isinstance(event, TextDelta):
-                    yield self._chunk({"content": event.text})
-                elif isinstance(event, Finished):
-                    yield self._chunk({}, "length" if event.transcript.truncated else "stop")
-                    if include_usage:
-                        usage = chat_usage(event.transcript.usage)
-                        yield sse(self._envelope("chat.completion.chunk", [], usage=usage))
-        yield sse("[DONE]")
-
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return sse(self._envelope("chat.completion.chunk", [choice]))
-
-    def _envelope(self, kind: str, choices: list[dict[str, Any]], **rest: Any) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **rest}
+    name = f"event: {event}\n" if event else ""
+    return f"{name}data: {data}\n\n".encode("ascii")
 
 
 async def with_heartbeats(frames: AsyncGenerator[bytes], seconds: float) -> AsyncGenerator[bytes]:
@@ -127,14 +54,14 @@ class EventStream(Response):
         self,
         frames: AsyncGenerator[bytes],
         heartbeat_seconds: float,
-        error_body: Callable[[Exception], dict[str, Any]],
+        error_frame: Callable[[Exception], bytes],
         close: Callable[[], Awaitable[None]],
     ) -> None:
         self.status_code, self.background, self.body = 200, None, b""
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._frames = with_heartbeats(frames, heartbeat_seconds)
-        self._error_body, self._close = error_body, close
+        self._error_frame, self._close = error_frame, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -152,8 +79,8 @@ class EventStream(Response):
                 async for frame in self._frames:
                     await send({"type": "http.response.body", "body": frame, "more_body": True})
             except Exception as error:  # noqa: BLE001 - the edge: the status is out, the stream must say it
-                body = sse(self._error_body(error))
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                frame = self._error_frame(error)
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
                 return False
         return True
 

@@ -8,23 +8,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, replace
 
+import languages
+from admission import Admission, TooManyRequests
 from audio_processor import SAMPLE_RATE, AudioFile
 from chunking import Chunk, chunks
 from config import Settings
 from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import TextDecoder, VoxtralTokenizer
 from engine.worker import JobStream, Worker
-from model_manager import ModelManager
-from transcript import Event, Finished, Segment, SegmentDone, TextDelta, Transcript, TranscriptionRequest, Usage
+from metrics import Metrics
+from model_manager import Model, ModelManager
+from transcript import (
+    Conversation,
+    Event,
+    Finished,
+    Segment,
+    SegmentDone,
+    TextDelta,
+    TextToken,
+    Transcript,
+    Usage,
+)
 
 log = logging.getLogger("voxtral.transcriber")
 
 
-class TooManyRequests(Exception):
-    """As many requests as the server accepts are at work or waiting."""
+@dataclass(frozen=True)
+class TranscriptionRequest:
+    """What was asked, validated. With a conversation, in which one recording stands, the model follows its
+    instruction for each chunk; without one it writes down what it hears (Voxtral's transcription mode)."""
+
+    language: str | None  # ISO 639-1; None: the model recognises it
+    conversation: Conversation | None
+    sampling: Sampling
+    max_tokens: int | None = None  # cap for each chunk, beside the cap by its length
 
 
 @dataclass(frozen=True)
@@ -34,26 +56,25 @@ class _Submitted:
 
 
 class Transcriber:
-    def __init__(self, settings: Settings, models: ModelManager) -> None:
+    def __init__(self, settings: Settings, models: ModelManager, admission: Admission, metrics: Metrics) -> None:
         self._settings, self._models = settings, models
-        self.active = 0
+        self.admission, self.metrics = admission, metrics
 
-    async def open(self, request: TranscriptionRequest, audio: AudioFile) -> Transcription:
+    async def open(self, model: Model, request: TranscriptionRequest, audio: AudioFile) -> Transcription:
         """Check everything that can be wrong before the first byte of an answer; the result owns `audio`.
 
         Decodes the first chunk, so that empty, damaged and too short audio is known. Does not wait for a model that is
         still loading. Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong, TooManyRequests.
         """
-        if self.active >= self._settings.max_concurrent_requests:
-            audio.close()
-            raise TooManyRequests(
-                f"{self.active} requests are at work, the most that this server takes. Try again soon."
-            )
-        transcription = Transcription(self, request, audio, self._settings)
-        self.active += 1
         try:
-            self._models.check_available()
-            if worker := self._models.loaded:
+            self.admission.enter()
+        except TooManyRequests:
+            audio.close()
+            raise
+        transcription = Transcription(self, model, request, audio, self._settings)
+        try:
+            model.check_available()
+            if worker := model.loaded:
                 await transcription.check_prompt(worker)
             await transcription.decode_first_chunk()
         except BaseException:
@@ -61,17 +82,23 @@ class Transcriber:
             raise
         return transcription
 
-    async def worker(self) -> Worker:
-        return await self._models.worker()
+    def use(self, model: Model) -> AbstractAsyncContextManager[Worker]:
+        return self._models.use(model)
 
 
 class Transcription:
     """One request at work. Iterate `events()` once; `close()` in any case, which frees its places in the batch."""
 
     def __init__(
-        self, transcriber: Transcriber, request: TranscriptionRequest, audio: AudioFile, settings: Settings
+        self,
+        transcriber: Transcriber,
+        model: Model,
+        request: TranscriptionRequest,
+        audio: AudioFile,
+        settings: Settings,
     ) -> None:
-        self.request = request
+        self.model, self.request = model, request
+        self._started = time.monotonic()
         self._transcriber, self._audio, self._settings = transcriber, audio, settings
         self._chunks: Iterator[Chunk] = chunks(audio.blocks(), settings.audio_chunk_size_seconds)
         self._first: Chunk | None = None
@@ -84,7 +111,8 @@ class Transcription:
         """Raises PromptInvalid or PromptTooLong: for a chunk of full length, the longest that will come."""
         prompt = await asyncio.to_thread(_prompt, worker.backend.tokenizer, self.request)
         seconds = self._settings.audio_chunk_size_seconds
-        worker.check_fits(prompt, seconds * SAMPLE_RATE, self._token_cap(seconds))
+        audio_tokens = worker.backend.audio_tokens(seconds * SAMPLE_RATE)
+        worker.check_fits(prompt, audio_tokens, self._token_cap(seconds))
 
     def _token_cap(self, seconds: float) -> int:
         cap = self._settings.token_cap(seconds)
@@ -104,7 +132,23 @@ class Transcription:
 
     async def events(self) -> AsyncGenerator[Event]:
         """TextDeltas and SegmentDones in the order of the audio, then Finished. Raises AudioError or EngineError."""
-        worker = await self._transcriber.worker()
+        metrics, silent = self._transcriber.metrics, True
+        async with self._transcriber.use(self.model) as worker, aclosing(self._events(worker)) as events:
+            async for event in events:
+                if silent and isinstance(event, TextDelta):
+                    metrics.first_text.observe(time.monotonic() - self._started)
+                    silent = False
+                elif isinstance(event, Finished):
+                    self._count(event.transcript.usage)
+                yield event
+
+    def _count(self, usage: Usage) -> None:
+        metrics, seconds = self._transcriber.metrics, time.monotonic() - self._started
+        metrics.whole.observe(seconds)
+        metrics.speed.observe(usage.audio_ms / 1000 / seconds)
+        metrics.count(usage)
+
+    async def _events(self, worker: Worker) -> AsyncGenerator[Event]:
         prompt = await asyncio.to_thread(_prompt, worker.backend.tokenizer, self.request)
         ready: asyncio.Queue[_Submitted | Exception | None] = asyncio.Queue(maxsize=worker.backend.rows)
         self._producer = asyncio.create_task(self._submit_chunks(worker, prompt, ready))
@@ -120,7 +164,8 @@ class Transcription:
                     segments.append(event.segment)
                 yield event
         usage = sum((segment.usage for segment in segments), Usage())
-        yield Finished(Transcript(text, self.request.language, tuple(segments), usage))
+        language = self.request.language or await asyncio.to_thread(languages.detect, text, self.model.spec.languages)
+        yield Finished(Transcript(text, language, tuple(segments), usage))
 
     async def _submit_chunks(
         self, worker: Worker, prompt: Prompt, ready: asyncio.Queue[_Submitted | Exception | None]
@@ -138,32 +183,32 @@ class Transcription:
             await ready.put(error)
 
     def _job(self, chunk: Chunk, prompt: Prompt) -> Job:
-        request = self.request
         # Each chunk draws its own random numbers: the same ones would make the same choices in every chunk.
-        seed = None if request.seed is None else request.seed + chunk.index
-        sampling = Sampling(request.temperature, request.top_p, seed)
-        return Job(prompt, chunk.samples, self._token_cap(chunk.seconds), sampling)
+        sampling = self.request.sampling
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + chunk.index)
+        return Job(prompt, (chunk.samples,), self._token_cap(chunk.seconds), sampling)
 
     async def _chunk_events(
         self, item: _Submitted, tokenizer: VoxtralTokenizer, separate: bool
     ) -> AsyncGenerator[TextDelta | SegmentDone]:
         """Deltas of one chunk as they are decoded, then its segment. `separate`: text stands before, put a space."""
-        decoder = TextDecoder(tokenizer)
-        tokens, logprobs, text = [], [], ""
+        decoder = TextDecoder()
+        tokens: list[TextToken] = []
+        sent, text = 0, ""
         async for token in item.stream:
-            tokens.append(token.id)
-            logprobs.append(token.logprob)
-            piece = decoder.add(token.id)
+            tokens.append(TextToken(token.id, tokenizer.token_bytes(token.id), token.logprob))
+            piece = decoder.add(tokens[-1].bytes)
             piece = piece if text else piece.lstrip()
             if piece:
-                yield TextDelta(" " + piece if separate and not text else piece)
-                text += piece
+                yield TextDelta(" " + piece if separate and not text else piece, tuple(tokens[sent:]))
+                sent, text = len(tokens), text + piece
         if tail := decoder.finish():
-            yield TextDelta(tail)
+            yield TextDelta(tail, tuple(tokens[sent:]))
             text += tail
-        yield SegmentDone(self._segment(item, text, tuple(tokens), tuple(logprobs)))
+        yield SegmentDone(self._segment(item, text, tuple(tokens)))
 
-    def _segment(self, item: _Submitted, text: str, tokens: tuple[int, ...], logprobs: tuple[float, ...]) -> Segment:
+    def _segment(self, item: _Submitted, text: str, tokens: tuple[TextToken, ...]) -> Segment:
         done = item.stream.done
         assert done is not None
         self._submitted.remove(item.stream)
@@ -171,7 +216,7 @@ class Transcription:
         if done.reason == "length":
             log.warning("chunk %d reached its cap of %d tokens", item.chunk.index, done.output_tokens)
         return Segment(
-            start_ms, end_ms, text, tokens, logprobs, done.no_speech_prob, self.request.temperature,
+            start_ms, end_ms, text, tokens, done.no_speech_prob, self.request.sampling.temperature,
             Usage(done.text_tokens, done.audio_tokens, done.output_tokens, item.chunk.duration_ms),
             truncated=done.reason == "length",
         )  # fmt: skip
@@ -181,7 +226,7 @@ class Transcription:
         if self._closed:
             return
         self._closed = True
-        self._transcriber.active -= 1
+        self._transcriber.admission.leave()
         if self._producer:
             self._producer.cancel()
             await asyncio.gather(self._producer, return_exceptions=True)
@@ -192,8 +237,6 @@ class Transcription:
 
 
 def _prompt(tokenizer: VoxtralTokenizer, request: TranscriptionRequest) -> Prompt:
-    return (
-        tokenizer.chat_prompt(request.messages)
-        if request.messages
-        else tokenizer.transcription_prompt(request.language)
-    )
+    if request.conversation:
+        return tokenizer.chat_prompt(request.conversation)[0]
+    return tokenizer.transcription_prompt(request.language)

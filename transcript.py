@@ -6,31 +6,53 @@ Times are integer milliseconds from the start of the audio. This module knows no
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal
+from enum import Enum
+from typing import Any, Literal
+
+
+class Slot(Enum):
+    """Where something stands in a message that is not text."""
+
+    AUDIO = "audio"
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str  # JSON
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. In the user's last turn, `audio_at` says before which part the audio was placed."""
+    """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    parts: tuple[str, ...]
-    audio_at: int | None = None
+    role: Literal["system", "user", "assistant", "tool"]
+    parts: tuple[str | Slot, ...]
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
+    tool_call_id: str | None = None  # of a tool: the call that it answers
+
+    @property
+    def recordings(self) -> int:
+        return self.parts.count(Slot.AUDIO)
 
 
 @dataclass(frozen=True)
-class TranscriptionRequest:
-    """What was asked, validated. With `messages` the model follows an instruction, without it writes down what it
-    hears (Voxtral's transcription mode)."""
+class Conversation:
+    """Messages, and what the answer may be: text, calls of tools, JSON. Tools and formats are OpenAI's objects."""
 
-    language: str | None = None  # ISO 639-1; None: the model recognises it
-    messages: tuple[Message, ...] = ()
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    max_tokens: int | None = None  # cap for each chunk, beside the cap by its length
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: str | Mapping[str, Any] = "auto"
+    parallel_tool_calls: bool = True
+    response_format: Mapping[str, Any] | None = None
+
+    @property
+    def recordings(self) -> int:
+        return sum(message.recordings for message in self.messages)
 
 
 @dataclass(frozen=True)
@@ -65,14 +87,27 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TextToken:
+    """A token of the answer. Its bytes may be a part of a character."""
+
+    id: int
+    bytes: bytes
+    logprob: float  # natural logarithm
+    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens there, if they were asked for
+
+    @property
+    def text(self) -> str:
+        return self.bytes.decode(errors="replace")
+
+
+@dataclass(frozen=True)
 class Segment:
     """A stretch of speech. A segment without text is a chunk in which the model heard nobody speak."""
 
     start_ms: int
     end_ms: int
     text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]  # natural logarithms, one for each token
+    tokens: tuple[TextToken, ...]
     no_speech_prob: float  # the model's probability of ending before the first word
     temperature: float
     usage: Usage
@@ -80,7 +115,7 @@ class Segment:
 
     @property
     def avg_logprob(self) -> float:
-        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+        return sum(token.logprob for token in self.tokens) / len(self.tokens) if self.tokens else 0.0
 
     @property
     def compression_ratio(self) -> float:
@@ -92,6 +127,7 @@ class Segment:
 @dataclass(frozen=True)
 class TextDelta:
     text: str
+    tokens: tuple[TextToken, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,18 +146,23 @@ Event = TextDelta | SegmentDone | Finished
 @dataclass(frozen=True)
 class Transcript:
     text: str
-    language: str | None
+    language: str | None  # ISO 639-1, as asked for or else recognised from the text; None: too little to tell
     segments: tuple[Segment, ...] = ()
     usage: Usage = field(default_factory=Usage)
+
+    @property
+    def tokens(self) -> tuple[TextToken, ...]:
+        return tuple(token for segment in self.segments for token in segment.tokens)
 
     @property
     def truncated(self) -> bool:
         return any(segment.truncated for segment in self.segments)
 
 
-async def fold(events: AsyncIterator[Event]) -> Transcript:
+async def fold(events: AsyncGenerator[Event]) -> Transcript:
     """The whole result of a stream of events: what a request without streaming is answered with."""
-    async for event in events:
-        if isinstance(event, Finished):
-            return event.transcript
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Finished):
+                return event.transcript
     raise RuntimeError("the events ended without Finished")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from api import chat, health, models, transcriptions
+from api import chat, health, models, operations, transcriptions, translations
 
-ROUTERS: tuple[APIRouter, ...] = (transcriptions.router, chat.router, models.router)
-UNVERSIONED_ROUTERS: tuple[APIRouter, ...] = (health.router,)
+ROUTERS: tuple[APIRouter, ...] = (transcriptions.router, translations.router, chat.router, models.router)
+UNVERSIONED_ROUTERS: tuple[APIRouter, ...] = (health.router, operations.router)

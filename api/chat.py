@@ -1,162 +1,125 @@
-"""POST /chat/completions with audio: as Lotti sends it, and with OpenAI's, Mistral's and vLLM's content parts."""
+"""POST /chat/completions: as Lotti sends it, and with the content parts and options of OpenAI, Mistral and vLLM.
+
+A recording that is only to be written down is transcribed in chunks, however long it is; anything else is a
+conversation that the model answers in one context.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
-from typing import Any, Literal
+from typing import BinaryIO
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
+from answer import Answer, AnswerDelta, AnswerDone, AnswerEvent
 from api import fields
+from api.chat_messages import Recording, conversation_of
+from api.chat_schema import ChatBody
+from api.chat_wire import ChatCompletion
 from api.errors import ApiError, from_validation, invalid, unsupported
-from api.instructions import means_transcription
-from api.service import service_of
+from api.instructions import asks_for_more, asks_for_transcript, means_transcription, spoken_in
+from api.service import Service, service_of
 from api.uploads import base64_file, read_json
-from streaming import ChatCompletion
-from transcript import Message, Transcript, TranscriptionRequest
+from responder import AnswerRequest, fold_answers
+from transcriber import TranscriptionRequest
+from transcript import Conversation, Event, Finished, TextDelta
 
 router = APIRouter()
 
-# Fields that would change the answer and that nothing here obeys, with the values that ask for nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1), "stop": (None, [], ""), "logprobs": (None, False), "top_logprobs": (None, 0),
-    "logit_bias": (None, {}), "frequency_penalty": (None, 0), "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1), "top_k": (None, 0, -1), "min_p": (None, 0), "min_tokens": (None, 0),
-    "tools": (None, []), "functions": (None, []), "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]), "prediction": (None,), "web_search_options": (None,),
+REFUSED = {
+    "modalities": (None, ["text"]), "functions": (None, []), "function_call": (None,), "prediction": (None,),
+    "web_search_options": (None,), "prompt_logprobs": (None,),
 }  # fmt: skip
 
 
-class ChatMessage(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]] | None = None
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class ChatBody(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    model: str = Field(min_length=1)
-    messages: list[ChatMessage] = Field(min_length=1)
-    audio: str | dict[str, Any] | None = (
-        None  # Lotti's base64; OpenAI's object of the same name asks for spoken answers
-    )
-    language: str | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
-    random_seed: int | None = None
-    max_tokens: int | None = Field(None, ge=0)
-    max_completion_tokens: int | None = Field(None, ge=0)
-
-
-@router.post("/chat/completions", openapi_extra={"requestBody": {"content": {"application/json": {"schema":
-    ChatBody.model_json_schema()}}}})  # fmt: skip
+@router.post("/chat/completions", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
+    "schema": ChatBody.model_json_schema()}}}})  # fmt: skip
 async def complete(request: Request) -> Response:
-    """A transcript, or what an instruction makes of the audio. Streams text as it is decoded when `stream` is true."""
+    """A transcript, an answer about recordings, or plain chat. Streams text as it is decoded when `stream` is true."""
     service = service_of(request)
     values = await read_json(request)
     try:
         body = ChatBody.model_validate(values)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False)) from None
-    _refuse_unsupported(values)
-    service.check_model(body.model)
-    messages, audio, param = conversation(body)
-    asked = TranscriptionRequest(
-        language=fields.language(values),
-        messages=() if means_transcription(messages) else messages,
-        temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        seed=body.seed if body.seed is not None else body.random_seed,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-    )
-    file = await base64_file(audio, param, service.settings.max_audio_size_mb)
-    transcription = await service.open(asked, file)
-    completion = ChatCompletion(body.model)
-    if body.stream:
-        # Lotti shows usage and reads it from any chunk, but has no stream_options to ask for it.
-        include_usage = body.stream_options.include_usage if body.stream_options else param == "audio"
-        return service.stream(transcription, partial(completion.frames, include_usage=include_usage))
-    return await service.whole(request, transcription, partial(_answer, completion))
-
-
-def _answer(completion: ChatCompletion, transcript: Transcript) -> Response:
-    reason = "length" if transcript.truncated else "stop"
-    return JSONResponse(completion.body(transcript.text, reason, transcript.usage))
-
-
-def _refuse_unsupported(values: dict[str, Any]) -> None:
-    for name, neutral in NEUTRAL.items():
+    for name, neutral in REFUSED.items():
         if values.get(name) not in neutral:
             raise unsupported(name, f"{name} is not supported. Leave it out.")
+    language = fields.language(values)
+    model = service.model(body.model)
+    conversation, recordings = conversation_of(body)
+    if not recordings:
+        _check_without_audio(conversation, language)
+    in_chunks = _in_chunks(body, conversation)
+    files = await _files(service, recordings)
+    if in_chunks:
+        instructed = None if means_transcription(conversation) else spoken_in(conversation, language)
+        asked = TranscriptionRequest(language, instructed, body.sampling, body.token_limit)
+        transcription = await service.open(model, asked, files[0])
+        events, close = _answered(transcription.events()), transcription.close
+    else:
+        question = spoken_in(conversation, language)
+        wanted = AnswerRequest(question, body.sampling, body.n, body.stops, body.token_limit)
+        reply = await service.reply(model, wanted, files)
+        events, close = reply.events(), reply.close
+    completion = ChatCompletion(body.model, bool(body.logprobs))
+    if body.stream:
+        return service.stream(completion.frames(events, body.wants_usage), close)
+    return await service.whole(request, fold_answers(events), close, partial(_answer, completion))
 
 
-def conversation(body: ChatBody) -> tuple[tuple[Message, ...], object, str]:
-    """The messages, the one recording among them as it was sent, and the name of the field that held it."""
-    turns: list[Message] = []
-    found: list[tuple[object, str]] = []
-    if isinstance(body.audio, str) and body.audio:
-        found.append((body.audio, "audio"))
-    for index, message in enumerate(body.messages):
-        parts, audio_at = [], None
-        for part in _parts(message):
-            audio = _audio_of(part)
-            if audio is not None:
-                audio_at = len(parts)
-                found.append((audio, f"messages.{index}.content"))
-            else:
-                parts.append(_text_of(part, index))
-        if audio_at is not None and message.role != "user":
-            raise invalid(f"messages.{index}", "Only messages of the user can hold audio.")
-        turns.append(Message(_role(message), tuple(parts), audio_at))
-    if turns[-1].role != "user":
-        raise invalid("messages", "The last message must be the user's.")
-    if len(found) != 1:
-        raise _wrong_count(len(found))
-    if found[0][1] == "audio":
-        turns[-1] = Message("user", turns[-1].parts, audio_at=0)
-    return tuple(turns), *found[0]
+def _check_without_audio(conversation: Conversation, language: str | None) -> None:
+    """Plain chat is fine, but not where the client has forgotten to send what it speaks of."""
+    if asks_for_transcript(conversation):
+        raise ApiError(
+            400,
+            "There is no audio to transcribe. Put base64 into 'audio' or a content part of type input_audio.",
+            param="audio",
+            code="missing_audio",
+        )
+    if language:
+        raise invalid("language", "language is that of a recording, and there is none. Leave it out.")
 
 
-def _wrong_count(count: int) -> ApiError:
-    if count:
-        return unsupported("messages", f"{count} recordings in one request are not supported. Send one at a time.")
-    return ApiError(
-        400,
-        "No audio: text-only chat is not supported. Put base64 into 'audio' or a content part of type input_audio.",
-        param="audio",
-        code="missing_audio",
-    )
+def _answer(completion: ChatCompletion, answers: list[Answer]) -> Response:
+    return JSONResponse(completion.body(answers))
 
 
-def _role(message: ChatMessage) -> Literal["system", "user", "assistant"]:
-    return "system" if message.role == "developer" else message.role
+async def _files(service: Service, recordings: list[Recording]) -> list[BinaryIO]:
+    files: list[BinaryIO] = []
+    try:
+        for recording in recordings:
+            files.append(await base64_file(recording.data, recording.param, service.settings.max_audio_size_mb))
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    return files
 
 
-def _parts(message: ChatMessage) -> list[dict[str, Any]]:
-    if isinstance(message.content, str):
-        return [{"type": "text", "text": message.content}]
-    return message.content or []
+async def _answered(events: AsyncGenerator[Event]) -> AsyncGenerator[AnswerEvent]:
+    """A transcription as the only choice of an answer."""
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, TextDelta):
+                yield AnswerDelta(0, event.text, event.tokens)
+            elif isinstance(event, Finished):
+                transcript = event.transcript
+                reason = "length" if transcript.truncated else "stop"
+                yield AnswerDone(0, Answer(transcript.text, (), reason, transcript.tokens, transcript.usage))
 
 
-def _audio_of(part: dict[str, Any]) -> object | None:
-    """The base64 or address in an audio part of any dialect; None for a part that is not audio."""
-    for kind, key in (("input_audio", "data"), ("audio_url", "url"), ("file", "file_data")):
-        if kind in part:
-            value = part[kind]
-            return (value.get(key) or "") if isinstance(value, dict) else value
-    return None
-
-
-def _text_of(part: dict[str, Any], index: int) -> str:
-    if part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise unsupported(f"messages.{index}.content", "Content parts may be of type text, input_audio or audio_url.")
-    return part["text"]
+def _in_chunks(body: ChatBody, conversation: Conversation) -> bool:
+    """Lotti's field `audio` always means a transcript, whatever its instruction says about punctuation or names."""
+    one_text = not (body.n > 1 or body.stops or asks_for_more(conversation))
+    if body.recording and not one_text:
+        raise unsupported(
+            "audio",
+            "The recording in 'audio' is transcribed in chunks, so n, stop, tools and response_format cannot be "
+            "obeyed. Send it as a content part of type input_audio.",
+        )
+    return bool(body.recording) or (one_text and means_transcription(conversation))

@@ -16,10 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from admission import TooManyRequests
 from audio_processor import AudioError
 from engine.core import EngineError, EngineStopped, JobFailed, PromptInvalid, PromptTooLong
 from model_manager import ModelUnavailable
-from transcriber import TooManyRequests
 
 log = logging.getLogger("voxtral.api")
 
@@ -95,6 +95,8 @@ def _model_unavailable(error: ModelUnavailable) -> ApiError:
         return ApiError(404, str(error), param="model", code="model_not_found")
     if error.reason == "downloading":
         return _retry(503, str(error), "model_downloading", RETRY_LATER_SECONDS)
+    if error.reason == "busy":
+        return _retry(503, str(error), "model_memory", RETRY_LATER_SECONDS)
     return ApiError(503, str(error), code="model_failed", headers=NO_RETRY)
 
 
@@ -103,7 +105,7 @@ DESCRIPTIONS: dict[type, Callable[[Any], ApiError]] = {
     ModelUnavailable: _model_unavailable,
     TooManyRequests: lambda error: _retry(429, str(error), "rate_limit_exceeded", RETRY_SOON_SECONDS),
     EngineStopped: lambda error: _retry(503, str(error), "engine_stopped", RETRY_SOON_SECONDS),
-    PromptInvalid: lambda error: invalid("messages", str(error)),
+    PromptInvalid: lambda error: invalid(error.param, str(error)),
     PromptTooLong: lambda error: ApiError(400, str(error), param="messages", code="context_length_exceeded"),
     JobFailed: lambda error: ApiError(500, str(error), code="engine_error", headers=NO_RETRY),
     HTTPException: _http_error,
@@ -120,15 +122,15 @@ def from_validation(problems: list[Any]) -> ApiError:
 def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _response(from_validation(list(error.errors())))
+        return answer(from_validation(list(error.errors())))
 
     async def on_error(request: Request, error: Exception) -> JSONResponse:
-        return _response(describe(error))
+        return answer(describe(error))
 
     for kind in (ApiError, AudioError, TooManyRequests, ModelUnavailable, EngineError, HTTPException):
         app.add_exception_handler(kind, on_error)
     app.add_exception_handler(Exception, on_error)
 
 
-def _response(error: ApiError) -> JSONResponse:
+def answer(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body, error.status, headers=error.headers)

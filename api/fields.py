@@ -7,11 +7,15 @@ change the answer are either obeyed or refused.
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-import pycountry
+from starlette.datastructures import ImmutableMultiDict
 
+import languages
 from api.errors import invalid, unsupported
 
 ABSENT = ("", "null", "None", None)
@@ -39,6 +43,16 @@ def number(values: Mapping[str, Any], name: str, low: float, high: float) -> flo
     return result
 
 
+def integer(values: Mapping[str, Any], name: str) -> int | None:
+    value = values.get(name)
+    if value in ABSENT:
+        return None
+    try:
+        return int(str(value))  # by way of text, so that 1.5 and true are none
+    except ValueError:
+        raise invalid(name, f"{name} must be a whole number, not '{value}'.") from None
+
+
 def boolean(values: Mapping[str, Any], name: str) -> bool:
     value = values.get(name)
     known = {"true": True, "1": True, "false": False, "0": False, "": False, "null": False, "none": False}
@@ -56,36 +70,67 @@ def choice(values: Mapping[str, Any], name: str, allowed: tuple[str, ...], defau
 
 
 def listed(values: Mapping[str, Any], name: str) -> list[str]:
-    """A list however it is spelled, as far as deciding whether it was given at all needs it."""
-    found = [values.get(key) for key in (name, f"{name}[]", f"{name}[0]")]
-    return [str(value) for value in found if value not in ABSENT and value != []]
+    """A list of texts however it is spelled: `name` or `name[]` repeated, `name[0]`, a JSON array, Python's own way of
+    writing a list (LiteLLM sends that), or commas."""
+    keys = [key for key in dict.fromkeys(values) if key in (name, f"{name}[]") or _indexed(key, name)]
+    found = [item for key in keys for value in _all(values, key) for item in _items(value)]
+    return [item for item in found if item not in ABSENT]
+
+
+def _indexed(key: str, name: str) -> bool:
+    return key.startswith(f"{name}[") and key[len(name) + 1 : -1].isdigit()
+
+
+def _all(values: Mapping[str, Any], key: str) -> list[Any]:
+    """Every value of a repeated form field."""
+    return values.getlist(key) if isinstance(values, ImmutableMultiDict) else [values[key]]
+
+
+def _items(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    if value in ABSENT:
+        return []
+    text = str(value).strip()
+    if text.startswith("["):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return [str(item) for item in ast.literal_eval(text)]  # reads JSON arrays of strings as well
+    return [item.strip() for item in text.split(",")]
+
+
+def nested(values: Mapping[str, Any], name: str) -> dict[str, Any] | str | None:
+    """An object however it is spelled: `name[key]` fields, a JSON string, an object in JSON; or a plain text."""
+    parts = {key[len(name) + 1 : -1]: values[key] for key in values if key.startswith(f"{name}[")}
+    value = values.get(name)
+    if parts or value in ABSENT:
+        return parts or None
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise invalid(name, f"{name} is not valid JSON.") from None
+    if not isinstance(value, str | dict):
+        raise invalid(name, f"{name} must be a text or an object, not '{value}'.")
+    return value
 
 
 def refuse(values: Mapping[str, Any], names: tuple[str, ...], why: str) -> None:
     for name in names:
-        if listed(values, name):
+        if listed(values, name) or any(key.startswith(f"{name}[") for key in values):
             raise unsupported(name, f"{name} {why}")
 
 
 def language(values: Mapping[str, Any]) -> str | None:
-    """ISO 639-1 from a code (`de`, `de-DE`) or an English name (`german`); None for `auto` and absent."""
-    given = text(values, "language")
+    """ISO 639-1 from a code (`de`, `de-DE`) or an English name (`german`), in `language` or alone in `languages`.
+
+    None for `auto` and absent.
+    """
+    given = text(values, "language") or next(iter(listed(values, "languages")), None)
     if given is None or given.lower() == "auto":
         return None
-    found = _language(given.replace("_", "-").split("-")[0].strip().lower())
-    if found is None or not hasattr(found, "alpha_2"):
+    code = languages.code_of(given)
+    if code is None:
         raise invalid(
             "language", f"language '{given}' is not known. Send an ISO 639-1 code such as 'en', or leave it out."
         )
-    return found.alpha_2
-
-
-def _language(name: str) -> Any | None:
-    """By code first: pycountry's own lookup takes `en` for a language of Vietnam that is called En."""
-    found = pycountry.languages.get(alpha_2=name) or pycountry.languages.get(alpha_3=name)
-    if found is None:
-        try:
-            found = pycountry.languages.lookup(name)
-        except LookupError:
-            return None
-    return found
+    return code

@@ -6,46 +6,58 @@ Times are integer milliseconds until the last moment, because a float 1.001 s pr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import pycountry
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from streaming import token_usage
+import languages
+from api.transcription_wire import language_codes, logprobs, mistral_body
 from transcript import Segment, Transcript
 
 
-def as_json(transcript: Transcript, model: str) -> Response:
-    """One body that the SDKs of OpenAI and Mistral both read."""
-    return JSONResponse(
-        {
-            "text": transcript.text,
-            "model": model,
-            "language": transcript.language,
-            "usage": token_usage(transcript.usage),
-        }
-    )
+@dataclass(frozen=True)
+class Shape:
+    """What the request said about the answer."""
+
+    model: str
+    task: Literal["transcribe", "translate"] = "transcribe"
+    logprobs: bool = False
+    segments: bool = False  # in `json` too, as Mistral's clients ask for them
 
 
-def as_text(transcript: Transcript, model: str) -> Response:
+def as_json(transcript: Transcript, shape: Shape) -> Response:
+    """One body that the SDKs of OpenAI and Mistral both read. Its segments have Mistral's keys and Whisper's."""
+    body = mistral_body(transcript, shape.model) | {"languages": language_codes(transcript.language)}
+    body["segments"] = [
+        {"type": "transcription_segment", "speaker_id": None, **whisper} for whisper in _whisper_segments(transcript)
+    ]
+    if not shape.segments:
+        del body["segments"]
+    if shape.logprobs:
+        body["logprobs"] = logprobs(transcript.tokens)
+    return JSONResponse(body)
+
+
+def as_text(transcript: Transcript, shape: Shape) -> Response:
     return PlainTextResponse(transcript.text + "\n")
 
 
-def as_verbose_json(transcript: Transcript, model: str) -> Response:
+def as_verbose_json(transcript: Transcript, shape: Shape) -> Response:
     usage = transcript.usage
     return JSONResponse(
         {
-            "task": "transcribe",
+            "task": shape.task,
             "language": language_name(transcript.language),
             "duration": usage.audio_ms / 1000,
             "text": transcript.text,
-            "segments": [_whisper_segment(i, segment) for i, segment in enumerate(spoken(transcript))],
+            "segments": _whisper_segments(transcript),
             "usage": {"type": "duration", "seconds": usage.audio_seconds},
         }
     )
 
 
-def as_srt(transcript: Transcript, model: str) -> Response:
+def as_srt(transcript: Transcript, shape: Shape) -> Response:
     cues = [
         f"{i}\n{clock(s.start_ms, ',')} --> {clock(s.end_ms, ',')}\n{s.text.strip()}\n\n"
         for i, s in enumerate(spoken(transcript), start=1)
@@ -53,12 +65,12 @@ def as_srt(transcript: Transcript, model: str) -> Response:
     return PlainTextResponse("".join(cues))
 
 
-def as_vtt(transcript: Transcript, model: str) -> Response:
+def as_vtt(transcript: Transcript, shape: Shape) -> Response:
     cues = [f"{clock(s.start_ms, '.')} --> {clock(s.end_ms, '.')}\n{s.text.strip()}\n\n" for s in spoken(transcript)]
     return PlainTextResponse("WEBVTT\n\n" + "".join(cues), media_type="text/vtt")
 
 
-FORMATS: dict[str, Callable[[Transcript, str], Response]] = {
+FORMATS: dict[str, Callable[[Transcript, Shape], Response]] = {
     "json": as_json,
     "text": as_text,
     "srt": as_srt,
@@ -80,10 +92,12 @@ def clock(ms: int, mark: str) -> str:
 
 
 def language_name(code: str | None) -> str:
-    """The English name in lower case, as Whisper says it; `unknown` where the client gave no language."""
-    if code is None:
-        return "unknown"
-    return pycountry.languages.get(alpha_2=code).name.split(" (")[0].lower()
+    """The English name in lower case, as Whisper says it; `unknown` where nothing tells."""
+    return languages.name_of(code).lower() if code else "unknown"
+
+
+def _whisper_segments(transcript: Transcript) -> list[dict[str, Any]]:
+    return [_whisper_segment(i, segment) for i, segment in enumerate(spoken(transcript))]
 
 
 def _whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
@@ -94,7 +108,7 @@ def _whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
         "start": segment.start_ms / 1000,
         "end": segment.end_ms / 1000,
         "text": segment.text,
-        "tokens": list(segment.tokens),
+        "tokens": [token.id for token in segment.tokens],
         "temperature": segment.temperature,
         "avg_logprob": segment.avg_logprob,
         "compression_ratio": segment.compression_ratio,

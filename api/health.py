@@ -1,13 +1,15 @@
-"""GET /health: answers in milliseconds whatever the model does, because it only looks at what others have written."""
+"""GET /health: answers in milliseconds whatever the model does, because it only looks at what others have written.
+GET /ready: 200 when a request would be answered at once, for load balancers and scripts that wait."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
 
 from api.service import service_of
-from model_manager import ModelManager, process_memory
+from model_manager import Model, process_memory
 
 router = APIRouter()
 
@@ -16,19 +18,21 @@ router = APIRouter()
 async def health(request: Request) -> dict[str, Any]:
     """The first five fields are Lotti's. `model_state`: absent, downloading, failed, on_disk, loading or loaded."""
     service = service_of(request)
-    models, worker = service.models, service.models.loaded
+    model = service.models.default
+    worker, state = model.loaded, model.state
     return {
-        "status": "unhealthy" if models.state == "failed" else "healthy",
-        "model_available": models.state in ("on_disk", "loading", "loaded"),
+        "status": "unhealthy" if state == "failed" else "healthy",
+        "model_available": state in ("on_disk", "loading", "loaded"),
         "model_loaded": worker is not None,
         "device": worker.backend.device if worker else service.settings.voxtral_device,
         "max_audio_minutes": service.settings.max_audio_duration_seconds / 60,
-        "model": models.spec.id,
-        "model_state": models.state,
+        "model": model.spec.id,
+        "model_state": state,
         "model_description": worker.backend.description if worker else None,
-        "error": models.error,
-        "download": _download(models),
-        "requests": service.transcriber.active,
+        "models_loaded": [model.spec.id for model in service.models.loaded],
+        "error": model.error,
+        "download": _download(model),
+        "requests": service.admission.active,
         "chunks_running": worker.running if worker else 0,
         "chunks_waiting": worker.waiting if worker else 0,
         "batch_size": service.settings.max_batch_size,
@@ -36,9 +40,17 @@ async def health(request: Request) -> dict[str, Any]:
     }
 
 
-def _download(models: ModelManager) -> dict[str, Any] | None:
-    if not models.downloading:
+@router.get("/ready")
+async def ready(request: Request) -> JSONResponse:
+    """200 while the model is loaded, or on disk after being idle; 503 while it is fetched or loaded, or has failed."""
+    model = service_of(request).models.default
+    state = model.state
+    is_ready = state in ("loaded", "on_disk")
+    return JSONResponse({"ready": is_ready, "model": model.spec.id, "model_state": state}, 200 if is_ready else 503)
+
+
+def _download(model: Model) -> dict[str, Any] | None:
+    if not model.download or not model.downloading:
         return None
-    progress = models.progress
-    share = progress.completed / progress.total if progress.total else 0.0
-    return {"completed": progress.completed, "total": progress.total, "percent": round(100 * share, 1)}
+    download = model.download
+    return {"completed": download.completed, "total": download.total, "percent": download.percent}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-import pycountry
-
-from transcript import Message
+import languages
+from transcript import Conversation, Message, Slot
 
 # Instructions that ask for nothing but a transcript. Voxtral's own transcription mode does that better than its chat.
 PLAIN_TRANSCRIPTION = re.compile(
@@ -16,19 +16,51 @@ PLAIN_TRANSCRIPTION = re.compile(
 )
 
 
-def means_transcription(messages: tuple[Message, ...]) -> bool:
-    """Whether a conversation is one user turn that says no more than "Transcribe this audio."."""
-    if len(messages) != 1 or messages[0].role != "user":
+def means_transcription(conversation: Conversation) -> bool:
+    """Whether a conversation asks for a transcript of its one recording and for nothing else."""
+    return conversation.recordings == 1 and not asks_for_more(conversation) and asks_for_transcript(conversation)
+
+
+def asks_for_transcript(conversation: Conversation) -> bool:
+    """Whether it is one turn of the user that says no more than "Transcribe this audio."."""
+    first, *others = conversation.messages
+    if others or first.role != "user":
         return False
-    text = "\n".join(messages[0].parts)
+    text = "\n".join(part for part in first.parts if isinstance(part, str))
     return not text.strip() or PLAIN_TRANSCRIPTION.fullmatch(text) is not None
 
 
-def prompted_transcription(prompt: str, language: str | None) -> tuple[Message, ...]:
+def asks_for_more(conversation: Conversation) -> bool:
+    """Whether the answer may be other than text."""
+    return bool(conversation.tools) or conversation.response_format is not None
+
+
+def spoken_in(conversation: Conversation, language: str | None) -> Conversation:
+    """The conversation with a last word on what language the speech is in: chat mode has no other place for it."""
+    if language is None:
+        return conversation
+    *turns, last = conversation.messages
+    told = replace(last, parts=(*last.parts, f"The speech is in {languages.name_of(language)}."))
+    return replace(conversation, messages=(*turns, told))
+
+
+def translation(prompt: str | None) -> Conversation:
+    """The instruction for a translation into English."""
+    names = f" Names, spellings and style to expect: {prompt}" if prompt else ""
+    instruction = f"Translate what is said in this audio into English. Write nothing but the translation.{names}"
+    return instructed(instruction)
+
+
+def prompted_transcription(prompt: str, language: str | None) -> Conversation:
     """The instruction for a transcription with a prompt. Transcription mode has no place for one, chat mode has."""
-    spoken = f" The speech is in {pycountry.languages.get(alpha_2=language).name}." if language else ""
+    spoken = f" The speech is in {languages.name_of(language)}." if language else ""
     instruction = (
         f"Transcribe this audio word for word. Do not translate and do not answer.{spoken} "
         f"Names, spellings and style to expect: {prompt}"
     )
-    return (Message("user", (instruction,), audio_at=0),)
+    return instructed(instruction)
+
+
+def instructed(instruction: str) -> Conversation:
+    """A recording, then what to do with it."""
+    return Conversation((Message("user", (Slot.AUDIO, instruction)),))

@@ -1,32 +1,137 @@
-"""GET /models and /models/{id}: the one model that is served, in a form that OpenAI's and Mistral's SDKs both read."""
+"""The models: list, retrieve, pull, load, unload, delete; in a form that OpenAI's and Mistral's SDKs both read."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response, StreamingResponse
 
-from api.service import service_of
-from model_manager import ModelManager
+from api.errors import ApiError, invalid
+from api.service import Service, service_of
+from model_manager import Model, until_finished
+from model_store import Download, DownloadFailed, valid_repository
+from streaming import sse
 
 router = APIRouter()
+
+PROGRESS_SECONDS = 0.4  # between two lines of progress; clients are promised two a second at least
+
+
+class ModelName(BaseModel):
+    model: str | None = Field(None, description="id or alias; left out: the model that this server was started with")
+    model_name: str | None = Field(None, description="the same, as Lotti calls it")
+
+    @property
+    def name(self) -> str | None:
+        return self.model or self.model_name
+
+
+class Pull(ModelName):
+    stream: bool = Field(True, description="progress as server-sent events; false: one answer at the end")
 
 
 @router.get("/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    return {"object": "list", "data": [describe_model(service_of(request).models)]}
+    service = service_of(request)
+    models = await asyncio.to_thread(service.models.listed)
+    return {"object": "list", "data": [describe_model(service, model) for model in models]}
+
+
+@router.post("/models/pull")
+async def pull(request: Request, body: Pull) -> Response:
+    """Fetch a model from the Hugging Face Hub, or join the download of it that is at work."""
+    service = service_of(request)
+    name = body.name or service.models.default.spec.id
+    model = service.models.to_download(name) if valid_repository(name) else service.models.find(name)
+    if model is None:
+        raise invalid("model_name", f"model_name '{name}' is no repository such as mistralai/Voxtral-Mini-3B-2507.")
+    download = None if model.folder and not model.downloading else service.models.download(model)
+    if body.stream:
+        return StreamingResponse(_progress(download), media_type="text/event-stream")
+    if download:
+        await until_finished(download)
+    if download and download.error:
+        raise _pull_error(download.error)
+    return Response(b'{"status":"success"}', media_type="application/json")
+
+
+async def _progress(download: Download | None) -> AsyncGenerator[bytes]:
+    """Lines as Lotti's dialog reads them: bytes while they come, and `success` only when every file is whole."""
+    while download and not download.finished.is_set():
+        status = "verifying" if download.stage == "verifying" else "downloading"
+        yield sse({"status": status, "total": download.total, "completed": download.completed})
+        await asyncio.sleep(PROGRESS_SECONDS)
+    if download and download.error:
+        yield sse({"status": "error", "error": str(download.error)})
+    else:
+        size = {"total": download.total, "completed": download.completed} if download else {}
+        yield sse({"status": "success", **size})
+
+
+def _pull_error(error: DownloadFailed) -> ApiError:
+    if error.reason == "unknown":
+        return ApiError(404, str(error), param="model_name", code="model_not_found")
+    if error.reason == "no_space":
+        return ApiError(507, str(error), code="no_space", headers={"x-should-retry": "false"})
+    return ApiError(502, str(error), code="download_failed")
+
+
+@router.post("/models/load")
+async def load(request: Request, body: ModelName | None = None) -> dict[str, Any]:
+    service = service_of(request)
+    model = _named(service, body)
+    before = model.loaded
+    model.check_available()
+    worker = await service.models.worker(model)
+    status = "already_loaded" if before else "loaded"
+    return {"status": status, "message": worker.backend.description, "device": worker.backend.device}
+
+
+@router.post("/models/unload")
+async def unload(request: Request, body: ModelName | None = None) -> dict[str, Any]:
+    """Give the model's memory back. The next request that asks for it loads it again."""
+    model = _named(service_of(request), body)
+    _check_unused(model)
+    status = "unloaded" if model.loaded else "not_loaded"
+    await model.unload()
+    return {"status": status, "id": model.spec.id}
 
 
 @router.get("/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> dict[str, Any]:
     """Model ids hold slashes; both `%2F` and the slash itself find them."""
     service = service_of(request)
-    service.check_model(model_id)
-    return describe_model(service.models) | {"id": model_id}
+    return describe_model(service, service.model(model_id)) | {"id": model_id}
 
 
-def describe_model(models: ModelManager) -> dict[str, Any]:
-    spec = models.spec
+@router.delete("/models/{model_id:path}")
+async def delete_model(request: Request, model_id: str) -> dict[str, Any]:
+    """Unload a model and remove its files from the cache."""
+    model = service_of(request).model(model_id)
+    if model.spec.folder:
+        raise invalid("model", f"'{model_id}' is a folder on this machine; delete it there.")
+    _check_unused(model)
+    if model.downloading:
+        raise invalid("model", f"'{model_id}' is being downloaded; delete it afterwards.")
+    freed = await service_of(request).models.delete(model)
+    return {"id": model_id, "object": "model", "deleted": True, "freed_bytes": freed}
+
+
+def _named(service: Service, body: ModelName | None) -> Model:
+    return service.model(body.name) if body and body.name else service.models.default
+
+
+def _check_unused(model: Model) -> None:
+    if model.users:
+        raise invalid("model", f"'{model.spec.id}' is at work for {model.users} requests. Try again when it is idle.")
+
+
+def describe_model(service: Service, model: Model) -> dict[str, Any]:
+    spec = model.spec
     return {
         "id": spec.id,
         "object": "model",
@@ -35,7 +140,7 @@ def describe_model(models: ModelManager) -> dict[str, Any]:
         "shutdown_date": None,
         "type": "base",
         "name": spec.id,
-        "aliases": list(models.names[1:]),
+        "aliases": list(service.models.names.of(spec))[1:],
         "max_context_length": 32_768,
         "capabilities": {
             "completion_chat": True, "function_calling": False, "audio": True, "audio_transcription": True,
@@ -45,6 +150,6 @@ def describe_model(models: ModelManager) -> dict[str, Any]:
             "modes": ["offline"], "diarization": False, "context_bias": False, "turn_detection": False,
             "timestamp_granularities": ["segment"], "languages": list(spec.languages),
         },
-        "downloaded": models.folder is not None,
-        "loaded": models.loaded is not None,
+        "downloaded": model.folder is not None,
+        "loaded": model.loaded is not None,
     }  # fmt: skip

@@ -1,23 +1,26 @@
-"""What the endpoints share: the objects made at start-up, and the two ways to answer a transcription."""
+"""What the endpoints share: the objects made at start-up, how work is opened, and the two ways to answer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
 from starlette.responses import Response
 
+from admission import Admission
 from api.errors import ApiError, describe
 from audio_processor import AudioFile, AudioLimits
 from config import Settings
-from model_manager import ModelManager
-from streaming import EventStream, until_disconnect
-from transcriber import Transcriber, Transcription
-from transcript import Event, Transcript, TranscriptionRequest, fold
+from metrics import Metrics
+from model_manager import Model, ModelManager
+from responder import AnswerRequest, Reply, Responder
+from streaming import EventStream, sse, until_disconnect
+from transcriber import Transcriber, Transcription, TranscriptionRequest
+
+Result = TypeVar("Result")
 
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection; nobody reads it but the log
 
@@ -27,40 +30,62 @@ class Service:
     settings: Settings
     models: ModelManager
     transcriber: Transcriber
+    responder: Responder
+    admission: Admission
+    metrics: Metrics
 
-    def check_model(self, name: str) -> None:
-        if not self.models.serves(name):
-            raise ApiError(
-                404,
-                f"The model '{name}' is not served here. Use '{self.models.spec.id}', or set VOXTRAL_MODEL_ID.",
-                param="model",
-                code="model_not_found",
-            )
+    def model(self, name: str) -> Model:
+        """The model that a client means. Raises ApiError 404 with what there is."""
+        if model := self.models.find(name):
+            return model
+        raise ApiError(
+            404,
+            f"The model '{name}' is not on this machine. Use '{self.models.default.spec.id}', or another of GET "
+            "/v1/models; POST /v1/models/pull fetches more.",
+            param="model",
+            code="model_not_found",
+        )
 
-    async def open(self, request: TranscriptionRequest, file: BinaryIO) -> Transcription:
-        audio = await asyncio.to_thread(AudioFile, file, AudioLimits(self.settings.max_audio_duration_seconds))
-        return await self.transcriber.open(request, audio)
+    async def open(self, model: Model, request: TranscriptionRequest, file: BinaryIO) -> Transcription:
+        return await self.transcriber.open(model, request, await asyncio.to_thread(self._audio, file))
+
+    async def reply(self, model: Model, request: AnswerRequest, files: list[BinaryIO]) -> Reply:
+        audio: list[AudioFile] = []
+        try:
+            for file in files:
+                audio.append(await asyncio.to_thread(self._audio, file))
+        except BaseException:
+            for opened in (*audio, *files):
+                opened.close()
+            raise
+        return await self.responder.open(model, request, audio)
+
+    def _audio(self, file: BinaryIO) -> AudioFile:
+        return AudioFile(file, AudioLimits(self.settings.max_audio_duration_seconds))
 
     def stream(
-        self, transcription: Transcription, frames: Callable[[AsyncGenerator[Event]], AsyncGenerator[bytes]]
+        self,
+        frames: AsyncGenerator[bytes],
+        close: Callable[[], Awaitable[None]],
+        error_frame: Callable[[dict[str, Any]], bytes] = sse,
     ) -> Response:
         return EventStream(
-            frames(transcription.events()),
-            self.settings.heartbeat_seconds,
-            lambda error: describe(error).body,
-            transcription.close,
+            frames, self.settings.heartbeat_seconds, lambda error: error_frame(describe(error).body), close
         )
 
     async def whole(
-        self, request: Request, transcription: Transcription, render: Callable[[Transcript], Response]
+        self,
+        request: Request,
+        work: Coroutine[Any, Any, Result],
+        close: Callable[[], Awaitable[None]],
+        render: Callable[[Result], Response],
     ) -> Response:
-        """Fold the events into one answer, unless the client goes away first."""
+        """The finished work as one answer, unless the client goes away first."""
         try:
-            async with aclosing(transcription.events()) as events:
-                transcript = await until_disconnect(request.receive, fold(events))
+            result = await until_disconnect(request.receive, work)
         finally:
-            await transcription.close()
-        return Response(status_code=CLIENT_GONE) if transcript is None else render(transcript)
+            await close()
+        return Response(status_code=CLIENT_GONE) if result is None else render(result)
 
 
 def service_of(request: Request) -> Service:

@@ -5,90 +5,79 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from api import fields
+from api.dialects import speaks_mistral
 from api.errors import ApiError, invalid, unsupported
-from api.formats import FORMATS
+from api.formats import FORMATS, Shape
 from api.instructions import prompted_transcription
-from api.service import Service, service_of
-from api.uploads import base64_file, read_form, read_json, too_large
-from streaming import transcription_frames
-from transcript import TranscriptionRequest
+from api.service import service_of
+from api.transcription_wire import mistral_error, mistral_frames, openai_frames
+from api.uploads import read_audio_form
+from engine.core import Sampling
+from transcriber import TranscriptionRequest
+from transcript import fold
 
 router = APIRouter()
+
+# What /docs says of each field; nested objects and lists may be spelled in every way that `fields` reads.
+FIELDS: dict[str, dict[str, Any]] = {
+    "language": {"type": "string", "description": "ISO 639-1, or an English name; left out: recognised"},
+    "prompt": {"type": "string", "description": "names, spellings and style to expect"},
+    "keywords": {"type": "array", "items": {"type": "string"}, "description": "words to expect; also `context_bias`"},
+    "response_format": {"type": "string", "enum": list(FORMATS)},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 1, "description": "0: always the likeliest word"},
+    "seed": {"type": "integer", "description": "the same seed makes the same choices at a temperature above 0"},
+    "include": {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
+    "timestamp_granularities": {"type": "array", "items": {"type": "string", "enum": ["segment"]}},
+    "stream": {"type": "boolean", "description": "server-sent events, text as it is decoded"},
+}
+# Voice activity detection as OpenAI has it; the values that ask for nothing else than what is done anyway.
+VAD_DEFAULTS = {"prefix_padding_ms": 300.0, "silence_duration_ms": 200.0, "threshold": 0.5}
+
+
+def audio_form_schema(*names: str) -> dict[str, Any]:
+    """The OpenAPI description of a form with audio and the fields of these names."""
+    properties = {
+        "file": {"type": "string", "format": "binary", "description": "audio or video in any format of FFmpeg"},
+        "model": {"type": "string", "description": "an id or alias of GET /v1/models", "example": "whisper-1"},
+        **{name: FIELDS[name] for name in names},
+    }
+    schema = {"type": "object", "required": ["file", "model"], "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 @dataclass(frozen=True)
 class TranscriptionCall:
-    model: str
     response_format: str
     stream: bool
+    shape: Shape
     request: TranscriptionRequest
 
 
-@router.post("/audio/transcriptions", openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": {
-    "type": "object",
-    "required": ["file", "model"],
-    "properties": {
-        "file": {"type": "string", "format": "binary"},
-        "model": {"type": "string"},
-        "language": {"type": "string", "description": "ISO 639-1; left out: recognised"},
-        "prompt": {"type": "string", "description": "names and style to expect"},
-        "response_format": {"type": "string", "enum": list(FORMATS)},
-        "temperature": {"type": "number", "minimum": 0, "maximum": 1},
-        "stream": {"type": "boolean"},
-    },
-}}}}})  # fmt: skip
+@router.post("/audio/transcriptions", openapi_extra=audio_form_schema(*FIELDS))
 async def transcribe(request: Request) -> Response:
     """Audio to text. Answers in `response_format`, or with server-sent events when `stream` is true."""
     service = service_of(request)
-    values, file = await _read(request, service)
+    values, file = await read_audio_form(request, service.settings)
     try:
         call = parse(values)
-        service.check_model(call.model)
+        model = service.model(call.shape.model)
     except BaseException:
         file.close()
         raise
-    transcription = await service.open(call.request, file)
-    if call.stream:
-        return service.stream(transcription, transcription_frames)
-    return await service.whole(request, transcription, partial(FORMATS[call.response_format], model=call.model))
-
-
-async def _read(request: Request, service: Service) -> tuple[Mapping[str, Any], BinaryIO]:
-    """The fields and the audio, from whichever kind of body was sent."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    limit_mb = service.settings.max_audio_size_mb
-    if kind == "application/json":
-        values = await read_json(request)
-        name = "audio" if values.get("audio") else "file"
-        if not values.get(name):
-            raise _no_file()
-        return values, await base64_file(values.pop(name), name, limit_mb)
-    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        raise ApiError(
-            415, f"Content-Type '{kind}' cannot be read. Send multipart/form-data, or JSON with base64 audio."
-        )
-    form = await read_form(request)
-    upload = form.get("file")
-    if upload is None or upload == "":
-        raise _no_file()
-    if not isinstance(upload, UploadFile):
-        raise invalid("file", "file must be an uploaded file: curl -F file=@recording.m4a.")
-    if (upload.size or 0) > service.settings.max_audio_bytes:
-        raise too_large(limit_mb)
-    return form, upload.file
-
-
-def _no_file() -> ApiError:
-    return ApiError(
-        400, "file is missing. Send the recording in the form field 'file'.", param="file", code="missing_file"
-    )
+    transcription = await service.open(model, call.request, file)
+    events, close = transcription.events(), transcription.close
+    if not call.stream:
+        shaped = partial(FORMATS[call.response_format], shape=call.shape)
+        return await service.whole(request, fold(events), close, shaped)
+    if speaks_mistral(request.headers, values):
+        return service.stream(mistral_frames(events, call.shape.model), close, mistral_error)
+    return service.stream(openai_frames(events, call.shape.logprobs), close)
 
 
 def parse(values: Mapping[str, Any]) -> TranscriptionCall:
@@ -99,20 +88,27 @@ def parse(values: Mapping[str, Any]) -> TranscriptionCall:
         raise unsupported(
             "response_format", f"{response_format} cannot be streamed. Leave out stream, or ask for json."
         )
-    _refuse_unsupported(values)
+    _check_chunking(values)
+    refuse_speakers(values)
     language = fields.language(values)
-    prompt = fields.text(values, "prompt")
+    expected = [*fields.listed(values, "keywords"), *fields.listed(values, "context_bias")]
+    prompt = ", ".join(filter(None, [fields.text(values, "prompt"), *expected]))
     request = TranscriptionRequest(
         language=language,
-        messages=prompted_transcription(prompt, language) if prompt else (),
-        temperature=fields.number(values, "temperature", 0, 1) or 0.0,
+        conversation=prompted_transcription(prompt, language) if prompt else None,
+        sampling=Sampling(fields.number(values, "temperature", 0, 1) or 0.0, seed=fields.integer(values, "seed")),
     )
-    model = fields.text(values, "model")
-    if model is None:
+    shape = Shape(model_name(values), logprobs=_logprobs(values), segments=_segments(values))
+    return TranscriptionCall(response_format, stream, shape, request)
+
+
+def model_name(values: Mapping[str, Any]) -> str:
+    name = fields.text(values, "model")
+    if name is None:
         raise ApiError(
             400, "model is missing. GET /v1/models lists what is served.", param="model", code="missing_model"
         )
-    return TranscriptionCall(model, response_format, stream, request)
+    return name
 
 
 def _response_format(values: Mapping[str, Any]) -> str:
@@ -123,15 +119,37 @@ def _response_format(values: Mapping[str, Any]) -> str:
     return fields.choice(values, "response_format", tuple(FORMATS), "json")
 
 
-def _refuse_unsupported(values: Mapping[str, Any]) -> None:
-    granularities = fields.listed(values, "timestamp_granularities")
-    if any("word" in value for value in _all(values, "timestamp_granularities")):
+def _logprobs(values: Mapping[str, Any]) -> bool:
+    wanted = fields.listed(values, "include")
+    if any(value != "logprobs" for value in wanted):
+        raise invalid("include", "include may only hold 'logprobs'.")
+    return bool(wanted)
+
+
+def _segments(values: Mapping[str, Any]) -> bool:
+    wanted = fields.listed(values, "timestamp_granularities")
+    if "word" in wanted:
         raise unsupported("timestamp_granularities", "Times of words are not supported yet. Ask for 'segment'.")
-    if any(value not in ("segment", '["segment"]') for value in granularities):
+    if any(value != "segment" for value in wanted):
         raise invalid("timestamp_granularities", "timestamp_granularities may only hold 'segment'.")
-    strategy = fields.listed(values, "chunking_strategy") or fields.listed(values, "chunking_strategy[type]")
-    if strategy and strategy[0] != "auto":
-        raise unsupported("chunking_strategy", "Only chunking_strategy 'auto' is supported.")
+    return bool(wanted)
+
+
+def _check_chunking(values: Mapping[str, Any]) -> None:
+    """Audio is always cut where nobody speaks. A client may say so, but not yet turn the screws of the detection."""
+    strategy = fields.nested(values, "chunking_strategy")
+    given = {"type": strategy} if isinstance(strategy, str) else strategy or {}
+    if given and given.get("type") not in ("auto", "server_vad"):
+        raise invalid("chunking_strategy", "chunking_strategy must be 'auto' or an object of type 'server_vad'.")
+    for name, default in VAD_DEFAULTS.items():
+        if fields.number(given, name, 0, 60_000) not in (None, default):
+            raise unsupported(
+                "chunking_strategy", f"chunking_strategy.{name} can only be {default:g}. Leave it out, or send 'auto'."
+            )
+
+
+def refuse_speakers(values: Mapping[str, Any]) -> None:
+    """What would need to know who speaks, or to fetch something."""
     if fields.boolean(values, "diarize"):
         raise unsupported("diarize", "Voxtral does not tell speakers apart. Send diarize=false.")
     fields.refuse(
@@ -139,12 +157,6 @@ def _refuse_unsupported(values: Mapping[str, Any]) -> None:
         ("known_speaker_names", "known_speaker_references", "speaker_references"),
         "needs speaker labels, which Voxtral does not give.",
     )
-    fields.refuse(values, ("include",), "is not supported yet.")
-    fields.refuse(values, ("keywords", "context_bias", "languages"), "is not supported yet. Put names into 'prompt'.")
     fields.refuse(values, ("file_url", "file_id"), "is not supported: this server fetches nothing. Send 'file'.")
-
-
-def _all(values: Mapping[str, Any], name: str) -> list[str]:
-    """Every value of a repeated form field, under either of its names."""
-    getlist = getattr(values, "getlist", lambda key: [values.get(key, "")])
-    return [str(value) for key in (name, f"{name}[]") for value in getlist(key)]
+    if len(fields.listed(values, "languages")) > 1:
+        raise unsupported("languages", "Voxtral can be told one language at most. Send one, or leave languages out.")

@@ -7,14 +7,16 @@ import base64
 import binascii
 import json
 import re
+from collections.abc import Mapping
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, cast
 
 from fastapi import Request
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, invalid, unsupported
+from config import Settings
 
 SPOOL_BYTES = 1 << 20  # smaller audio stays in memory
 FIELD_BYTES = 4 << 20  # longest form field that is not a file
@@ -76,6 +78,39 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
     return values
+
+
+async def read_audio_form(request: Request, settings: Settings) -> tuple[Mapping[str, Any], BinaryIO]:
+    """The fields and the audio of a transcription, from whichever kind of body was sent."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind == "application/json":
+        values = await read_json(request)
+        name = "audio" if values.get("audio") else "file"
+        if not values.get(name):
+            raise _no_file(values)
+        return values, await base64_file(values.pop(name), name, settings.max_audio_size_mb)
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise ApiError(
+            415, f"Content-Type '{kind}' cannot be read. Send multipart/form-data, or JSON with base64 audio."
+        )
+    form = await read_form(request)
+    upload = form.get("file")
+    if upload is None or upload == "":
+        raise _no_file(form)
+    if not isinstance(upload, UploadFile):
+        raise invalid("file", "file must be an uploaded file: curl -F file=@recording.m4a.")
+    if (upload.size or 0) > settings.max_audio_bytes:
+        raise too_large(settings.max_audio_size_mb)
+    return form, upload.file
+
+
+def _no_file(values: Mapping[str, Any]) -> ApiError:
+    for name in ("file_url", "file_id"):
+        if values.get(name):
+            return unsupported(name, f"{name} is not supported: this server fetches nothing. Send 'file'.")
+    return ApiError(
+        400, "file is missing. Send the recording in the form field 'file'.", param="file", code="missing_file"
+    )
 
 
 async def base64_file(text: object, param: str, limit_mb: int) -> BinaryIO:

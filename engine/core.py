@@ -20,7 +20,10 @@ class EngineError(Exception):
 
 
 class PromptInvalid(EngineError):
-    pass
+    def __init__(self, message: str, param: str = "messages") -> None:
+        """`param`: the part of the request that is wrong."""
+        super().__init__(message)
+        self.param = param
 
 
 class PromptTooLong(EngineError):
@@ -37,39 +40,52 @@ class EngineStopped(EngineError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy, and then the other fields mean nothing."""
+    """How the next token is chosen. Temperature 0 takes the likeliest, after penalties, bias and grammar."""
 
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0  # share of the likeliest token's probability that a token must have
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0  # before which the text may not end
+    top_logprobs: int = 0  # likeliest tokens that are told beside the chosen one
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids around the run of audio tokens."""
+    """Token ids around the runs of audio tokens: one text more than there are recordings."""
 
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    texts: tuple[tuple[int, ...], ...]
+
+    @property
+    def recordings(self) -> int:
+        return len(self.texts) - 1
 
     @property
     def text_tokens(self) -> int:
-        return len(self.before) + len(self.after)
+        return sum(map(len, self.texts))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One chunk of audio to be turned into tokens."""
+    """A prompt with its audio, to be answered in tokens."""
 
     prompt: Prompt
-    samples: np.ndarray  # float32 (n,), mono, 16 kHz
+    audio: tuple[np.ndarray, ...]  # each float32 (n,), mono, 16 kHz; one for each gap in the prompt
     max_tokens: int  # tokens to decode at most, the end-of-text included
     sampling: Sampling
+    grammar: str | None = None  # what the answer must obey, as llguidance reads it
 
 
 @dataclass(frozen=True)
 class Token:
     id: int
-    logprob: float  # natural logarithm of its probability before temperature and top_p
+    logprob: float  # natural logarithm of its probability before penalties, temperature and grammar
+    top: tuple[tuple[int, float], ...] = ()  # ids and log-probabilities of the likeliest, if they were asked for
 
 
 @dataclass(frozen=True)

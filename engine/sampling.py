@@ -2,44 +2,106 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Protocol
+
 import torch
 
 from engine.core import Sampling, Token
 
 
+class Grammar(Protocol):
+    """What a text may go on with."""
+
+    def allowed(self) -> torch.Tensor:
+        """Bool (vocabulary,): True for the tokens that may come next."""
+
+    def accept(self, token: int) -> None:
+        """The text went on with `token`."""
+
+
 class Sampler:
     """The choice for one job. Its random numbers are its own: neighbours in the batch do not change its text."""
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+    def __init__(
+        self, sampling: Sampling, end_of_text: int, prompt: tuple[int, ...] = (), grammar: Grammar | None = None
+    ) -> None:
+        self.sampling = sampling
+        self._end_of_text, self._grammar = end_of_text, grammar
+        self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.long)
+        self._counts: Counter[int] = Counter()
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed % 2**63)
 
-    def choose(self, logprobs: torch.Tensor) -> int:
-        """A token id from natural log-probabilities (vocabulary,) on the CPU, by temperature and nucleus."""
-        if self._sampling.temperature == 0:
-            return int(logprobs.argmax())
-        probabilities = torch.softmax(logprobs / self._sampling.temperature, dim=-1)
-        return int(torch.multinomial(nucleus(probabilities, self._sampling.top_p), 1, generator=self._generator))
+    def choose(self, logits: torch.Tensor) -> int:
+        """A token id from logits (vocabulary,) on the CPU."""
+        token = self._draw(self._adjusted(logits))
+        self._counts[token] += 1
+        if self._grammar:
+            self._grammar.accept(token)
+        return token
+
+    def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits after penalties, bias, the least length and the grammar, in vLLM's and OpenAI's sense of each."""
+        wanted = self.sampling
+        if wanted == Sampling(wanted.temperature, wanted.top_p, seed=wanted.seed) and not self._grammar:
+            return logits
+        logits = logits.clone()
+        seen = torch.tensor(list(self._counts), dtype=torch.long)
+        if wanted.repetition_penalty != 1:  # Keskar et al., "CTRL", 2019; the prompt counts too
+            known = torch.cat([self._prompt, seen]).unique()
+            factor = torch.where(logits[known] > 0, 1 / wanted.repetition_penalty, wanted.repetition_penalty)
+            logits[known] *= factor
+        if self._counts:
+            counts = torch.tensor(list(self._counts.values()), dtype=logits.dtype)
+            logits[seen] -= wanted.frequency_penalty * counts + wanted.presence_penalty
+        for token, bias in wanted.logit_bias:
+            logits[token] += bias
+        if self._counts.total() < wanted.min_tokens:
+            logits[self._end_of_text] = -torch.inf
+        if self._grammar:
+            logits.masked_fill_(~self._grammar.allowed(), -torch.inf)
+        return logits
+
+    def _draw(self, logits: torch.Tensor) -> int:
+        wanted = self.sampling
+        if wanted.temperature == 0:
+            return int(logits.argmax())
+        probabilities = torch.softmax(logits / wanted.temperature, dim=-1)
+        if 0 < wanted.top_k < len(probabilities):
+            probabilities[probabilities < probabilities.topk(wanted.top_k).values[-1]] = 0
+        if wanted.min_p:
+            probabilities[probabilities < wanted.min_p * probabilities.max()] = 0
+        return int(torch.multinomial(nucleus(probabilities, wanted.top_p), 1, generator=self._generator))
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The smallest set of likeliest tokens whose probability reaches `top_p`; the others become 0.
+    """The smallest set of likeliest tokens whose share of the probability reaches `top_p`; the others become 0.
 
     Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019. The likeliest token always stays.
     """
     if top_p >= 1:
         return probabilities
     ordered, order = probabilities.sort(descending=True)
-    ordered[ordered.cumsum(0) - ordered >= top_p] = 0
+    ordered[ordered.cumsum(0) - ordered >= top_p * ordered.sum()] = 0
     return torch.zeros_like(probabilities).scatter(0, order, ordered)
 
 
 def choose_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token]:
     """One token for each row of logits (rows, vocabulary)."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1).cpu()
-    ids = [sampler.choose(row) for sampler, row in zip(samplers, logprobs, strict=True)]
-    return [Token(token, float(row[token])) for token, row in zip(ids, logprobs, strict=True)]
+    logits = logits.float()
+    totals = logits.logsumexp(-1, keepdim=True).cpu()
+    rows = logits.cpu()
+    return [_token(row, total, sampler) for row, total, sampler in zip(rows, totals, samplers, strict=True)]
+
+
+def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token:
+    chosen = sampler.choose(logits)
+    top: tuple[tuple[int, float], ...] = ()
+    if sampler.sampling.top_logprobs:
+        values, ids = (logits - total).topk(sampler.sampling.top_logprobs)
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Token(chosen, float(logits[chosen] - total), top)

@@ -1,6 +1,6 @@
 """Prompts and text by the official tokenizer, mistral-common.
 
-A prompt is encoded once around a short placeholder recording; the run of audio tokens in it is then given the length
+A prompt is encoded once around short placeholder recordings; each run of audio tokens in it is then given the length
 that the real audio has. This is the token layout of mistral-common itself, without sending audio through base64.
 """
 
@@ -9,21 +9,29 @@ from __future__ import annotations
 import base64
 import codecs
 import io
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+from llguidance import LLMatcher
 from mistral_common.exceptions import MistralCommonException
+from mistral_common.guidance.grammar_factory import GrammarFactory
 from mistral_common.protocol.instruct.chunk import AudioChunk, TextChunk
-from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, ToolMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.tool_calls import FunctionCall
+from mistral_common.protocol.instruct.tool_calls import ToolCall as MistralToolCall
 from mistral_common.protocol.transcription.request import TranscriptionRequest as MistralTranscriptionRequest
-from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTokens
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from pydantic import ValidationError
 
 from engine.core import Prompt, PromptInvalid
-from transcript import Message
+from engine.grammar import compact
+from transcript import Conversation, Message, Slot
 
 
 class VoxtralTokenizer:
@@ -31,7 +39,10 @@ class VoxtralTokenizer:
         self._mistral = MistralTokenizer.from_file(str(folder / "tekken.json"))
         self._tekken = self._mistral.instruct_tokenizer.tokenizer
         self._audio_id = self._mistral.instruct_tokenizer.audio_encoder.special_ids.audio
+        self.vocabulary_size: int = self._tekken.n_words
         self.end_of_text = self._tekken.eos_id
+        self.tool_calls = self._tekken.get_special_token(SpecialTokens.tool_calls.value)
+        self.tool_arguments = self._tekken.get_special_token(SpecialTokens.args.value)
         self.transcription_prompt = lru_cache(maxsize=256)(self._transcription_prompt)
 
     def _transcription_prompt(self, language: str | None) -> Prompt:
@@ -39,18 +50,52 @@ class VoxtralTokenizer:
         request = MistralTranscriptionRequest(model="voxtral", audio=_placeholder(), language=language)
         return self._split(self._mistral.encode_transcription(request).tokens)
 
-    def chat_prompt(self, messages: tuple[Message, ...]) -> Prompt:
-        """A conversation in which one turn of the user holds the audio. Raises PromptInvalid."""
-        request = ChatCompletionRequest(messages=[_mistral_message(message) for message in messages])
+    def chat_prompt(self, conversation: Conversation) -> tuple[Prompt, str | None]:
+        """The prompt of a conversation, and the grammar that its answer must obey, if any. Raises PromptInvalid."""
         try:
-            return self._split(self._mistral.encode_chat_completion(request).tokens)
-        except MistralCommonException as error:
-            raise PromptInvalid(f"The messages cannot be given to the model: {error}") from None
+            request = _chat_request(conversation)
+            prompt = self._split(self._mistral.encode_chat_completion(request).tokens)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "messages"
+            raise PromptInvalid(f"{where}: {problem['msg']}.", where.split(".")[0]) from None
+        except (MistralCommonException, ValueError) as error:
+            raise PromptInvalid(f"The conversation cannot be given to the model: {_first_line(error)}") from None
+        return prompt, self._grammar(conversation, request)
+
+    def _grammar(self, conversation: Conversation, request: ChatCompletionRequest) -> str | None:
+        if not conversation.tools and conversation.response_format is None:
+            return None
+        param = "tools" if conversation.response_format is None else "response_format"
+        try:
+            template = self._grammars.select_jinja_template()
+            grammar = self._grammars.get_grammar_for_chat_request(request, template)
+        except (MistralCommonException, ValueError) as error:
+            raise PromptInvalid(f"{param} cannot be obeyed: {_first_line(error)}", param) from None
+        if grammar is None:
+            return None
+        grammar = compact(grammar)
+        if problem := LLMatcher.validate_grammar(grammar, self.for_grammars):
+            raise PromptInvalid(f"{param} cannot be obeyed: {problem.strip().splitlines()[0]}", param)
+        return grammar
+
+    @cached_property
+    def _grammars(self) -> GrammarFactory:
+        return GrammarFactory(self._mistral)
+
+    @property
+    def for_grammars(self) -> Any:
+        """This vocabulary as llguidance wants it."""
+        return self._grammars.llg_tokenizer
 
     def _split(self, tokens: list[int]) -> Prompt:
-        first = tokens.index(self._audio_id)
-        count = tokens.count(self._audio_id)
-        return Prompt(tuple(tokens[:first]), tuple(tokens[first + count :]))
+        texts: list[tuple[int, ...]] = [()]
+        for is_audio, run in groupby(tokens, key=lambda token: token == self._audio_id):
+            if is_audio:
+                texts.append(())
+            else:
+                texts[-1] = tuple(run)
+        return Prompt(tuple(texts))
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of a token, which may be part of a character; none for control tokens."""
@@ -60,12 +105,11 @@ class VoxtralTokenizer:
 class TextDecoder:
     """Tokens to text as they come, holding back the bytes of a character that is not whole yet."""
 
-    def __init__(self, tokenizer: VoxtralTokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def add(self, token: int) -> str:
-        return self._utf8.decode(self._tokenizer.token_bytes(token))
+    def add(self, token_bytes: bytes) -> str:
+        return self._utf8.decode(token_bytes)
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -79,13 +123,36 @@ def _placeholder() -> str:
     return base64.b64encode(wav.getvalue()).decode()
 
 
-def _mistral_message(message: Message) -> SystemMessage | UserMessage | AssistantMessage:
-    text = "\n".join(message.parts)
+def _chat_request(conversation: Conversation) -> ChatCompletionRequest:
+    options: dict[str, Any] = {}
+    if conversation.response_format is not None:
+        options["response_format"] = conversation.response_format
+    if conversation.tools:
+        options |= {
+            "tools": list(conversation.tools),
+            "tool_choice": conversation.tool_choice,
+            "parallel_tool_calls": conversation.parallel_tool_calls,
+        }
+    return ChatCompletionRequest(messages=[_mistral_message(m) for m in conversation.messages], **options)
+
+
+def _mistral_message(message: Message) -> SystemMessage | UserMessage | AssistantMessage | ToolMessage:
+    text = "\n".join(part for part in message.parts if isinstance(part, str))
     if message.role == "system":
         return SystemMessage(content=text)
+    if message.role == "tool":
+        return ToolMessage(content=text, tool_call_id=message.tool_call_id)
     if message.role == "assistant":
-        return AssistantMessage(content=text)
-    chunks: list[TextChunk | AudioChunk] = [TextChunk(text=part) for part in message.parts]
-    if message.audio_at is not None:
-        chunks.insert(message.audio_at, AudioChunk(input_audio=_placeholder()))
+        calls = [
+            MistralToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+            for call in message.tool_calls
+        ]
+        return AssistantMessage(content=text or None, tool_calls=calls or None)
+    chunks = [
+        AudioChunk(input_audio=_placeholder()) if part is Slot.AUDIO else TextChunk(text=part) for part in message.parts
+    ]
     return UserMessage(content=chunks)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from engine.backends.base import Backend
 from engine.core import EngineError, EngineStopped, Job, JobDone, JobFailed, Prompt, PromptTooLong, Token
+from engine.grammar import GrammarMatcher
 from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Scheduler
 
@@ -33,6 +34,7 @@ class JobStream:
 
     def __init__(self, job: Job, worker: Worker) -> None:
         self.job = job
+        self.audio_tokens = worker.audio_tokens(job)
         self.done: JobDone | None = None
         self.loop = asyncio.get_running_loop()
         self.arrived: asyncio.Queue[Token | JobDone | EngineError] = asyncio.Queue()
@@ -101,20 +103,24 @@ class Worker:
 
         Raises PromptTooLong, or EngineStopped when the worker is no longer there.
         """
-        self.check_fits(job.prompt, len(job.samples), job.max_tokens)
+        self.check_fits(job.prompt, self.audio_tokens(job), job.max_tokens)
         if not self.alive:
             raise EngineStopped("The model is not running.")
         stream = JobStream(job, self)
         self._inbox.put(("submit", stream))
         return stream
 
-    def check_fits(self, prompt: Prompt, samples: int, max_tokens: int) -> None:
+    def audio_tokens(self, job: Job) -> int:
+        return sum(self.backend.audio_tokens(len(samples)) for samples in job.audio)
+
+    def check_fits(self, prompt: Prompt, audio_tokens: int, max_tokens: int) -> None:
         """Raises PromptTooLong when prompt, audio and answer are more than the model's context."""
-        needed = prompt.text_tokens + self.backend.audio_tokens(samples) + max_tokens
+        needed = prompt.text_tokens + audio_tokens + max_tokens
         if needed > self.backend.context_length:
             raise PromptTooLong(
-                f"The instruction and the audio need {needed} tokens, and the model takes "
-                f"{self.backend.context_length}. Shorten the instruction."
+                f"{prompt.text_tokens} tokens of text, {audio_tokens} of audio and {max_tokens} for the answer are "
+                f"{needed}, and the model takes {self.backend.context_length}. Shorten the text or the audio, or ask "
+                "for fewer tokens."
             )
 
     def cancel(self, stream: JobStream) -> None:
@@ -176,7 +182,7 @@ class Worker:
             return
         try:
             logits = self.backend.prefill(stream.job, self._scheduler.row(stream))
-            sampler = Sampler(stream.job.sampling)
+            sampler = self._sampler(stream.job)
             token = choose_tokens(logits, [sampler])[0]
         except Exception as error:  # noqa: BLE001 - the border of the worker: a failure stays in its job
             self._fail([stream], error)
@@ -184,6 +190,12 @@ class Worker:
         silence = float(logits[0].float().softmax(-1)[self.backend.tokenizer.end_of_text])
         self._active[stream] = _Active(stream, sampler, token, silence)
         self._advance(self._active[stream])
+
+    def _sampler(self, job: Job) -> Sampler:
+        tokenizer = self.backend.tokenizer
+        prompt = tuple(token for text in job.prompt.texts for token in text)
+        grammar = GrammarMatcher(job.grammar, tokenizer.for_grammars) if job.grammar else None
+        return Sampler(job.sampling, tokenizer.end_of_text, prompt, grammar)
 
     def _decode_step(self) -> None:
         rows = [self._active[stream] for stream in self._scheduler.running]
@@ -209,8 +221,7 @@ class Worker:
 
     def _done(self, row: _Active, reason: Literal["stop", "length"]) -> JobDone:
         job = row.stream.job
-        audio_tokens = self.backend.audio_tokens(len(job.samples))
-        return JobDone(reason, job.prompt.text_tokens, audio_tokens, row.count, row.no_speech_prob)
+        return JobDone(reason, job.prompt.text_tokens, row.stream.audio_tokens, row.count, row.no_speech_prob)
 
     def _fail(self, streams: list[JobStream], error: Exception) -> None:
         log.error("%d jobs failed", len(streams), exc_info=error)

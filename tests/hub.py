@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+LARGE_BYTES = 1_000_000
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Serves `folder` as `repository`. `fetched` lists the files sent. While `go_on` is not set, a large file stops
-    before its last part: huggingface-hub reads 10 MB at a time, and counts them only then."""
+    """Serves `folder` as `repository`. `fetched` lists the files sent, `ranges` where each began.
+
+    While `go_on` is not set, a large file stops before its last part: huggingface-hub reads 10 MB at a time, and counts
+    them only then. `cut_once` breaks the connection there the first time. `damage` changes a large file's last byte.
+    """
 
     def __init__(self, folder: Path, repository: str) -> None:
         self.folder, self.repository = folder, repository
-        self.fetched: list[str] = []
         self.go_on = threading.Event()
-        self.go_on.set()
+        self.reset()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,6 +42,12 @@ class Hub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def reset(self) -> None:
+        self.fetched: list[str] = []
+        self.ranges: list[int] = []
+        self.cut_once = self.damage = False
+        self.go_on.set()
 
     def __enter__(self) -> Hub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -65,7 +75,11 @@ class Hub:
 
     @staticmethod
     def _etag(file: Path) -> str:
-        return hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
+        """SHA-256 of a large file and git's SHA-1 of a small one, as on the real Hub."""
+        data = file.read_bytes()
+        if len(data) > LARGE_BYTES:
+            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
 
     @staticmethod
     def _send_json(request: BaseHTTPRequestHandler, value: object, status: int = 200) -> None:
@@ -74,6 +88,8 @@ class Hub:
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(data)))
         request.send_header("X-Repo-Commit", COMMIT)
+        if status == 404:
+            request.send_header("X-Error-Code", "RepoNotFound")
         request.end_headers()
         request.wfile.write(data)
 
@@ -88,9 +104,17 @@ class Hub:
         request.end_headers()
         if body:
             self.fetched.append(file.name)
+            self.ranges.append(start)
             last = max(start, len(data) - 200_000)
             request.wfile.write(data[start:last])
-            if len(data) > 1_000_000:
+            if len(data) > LARGE_BYTES:
                 request.wfile.flush()
                 self.go_on.wait(60)
+                if self.cut_once:
+                    self.cut_once = False
+                    request.close_connection = True
+                    request.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                if self.damage:
+                    data = data[:-1] + bytes([data[-1] ^ 1])
             request.wfile.write(data[last:])

@@ -18,7 +18,7 @@ OWN_VARIABLES = ("HOST", "PORT", "LOG_LEVEL", "HF_TOKEN")
 
 def clean_environment(**settings: str) -> dict[str, str]:
     """This process's environment without settings of ours that happen to be in it, plus `settings`."""
-    prefixes = ("VOXTRAL_", "MAX_", "AUDIO_", "TOKENS_", "HEARTBEAT_")
+    prefixes = ("VOXTRAL_", "MODEL_", "MEMORY_", "MAX_", "AUDIO_", "TOKENS_", "HEARTBEAT_")
     kept = {k: v for k, v in os.environ.items() if k not in OWN_VARIABLES and not k.startswith(prefixes)}
     return {**kept, "HF_HUB_OFFLINE": "1", **settings}
 

@@ -15,12 +15,15 @@ LAYERS = (
     ("main",),
     ("api",),
     ("streaming",),
-    ("transcriber",),
+    ("responder", "transcriber"),
+    ("answer",),
     ("model_manager",),
+    ("model_store",),
+    ("model_table",),
     ("engine",),
     ("chunking",),
     ("audio_processor",),
-    ("config", "transcript"),
+    ("admission", "config", "languages", "logs", "metrics", "transcript"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -11,7 +11,7 @@ import pytest
 from api.instructions import means_transcription
 from tests.serving import Server
 from tests.speech import assert_heard, clip, wav
-from transcript import Message
+from transcript import Conversation, Message, Slot
 
 URL = "/v1/chat/completions"
 SPOKEN = clip("voice_en-us")
@@ -55,12 +55,15 @@ def test_text_may_stand_before_the_audio_and_a_system_message_before_both(server
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"stop": ["."]}, "stop"),
-        ({"logprobs": True}, "logprobs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"n": 2}, "audio"),
+        ({"n": 0}, "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "audio"),
+        ({"stop": ["."]}, "audio"),
+        ({"response_format": {"type": "json_object"}}, "audio"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
         ({"temperature": 3}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": -1}, "max_tokens"),
@@ -78,18 +81,13 @@ def test_a_field_that_cannot_be_obeyed_is_refused_by_name(server: Server, fields
     assert response.json()["error"]["param"] == param
 
 
-def test_neutral_values_of_fields_that_are_not_supported_are_fine(server: Server) -> None:
+def test_neutral_values_of_every_field_are_fine(server: Server) -> None:
     fields = {
         "n": 1, "stop": None, "logprobs": False, "top_logprobs": 0, "frequency_penalty": 0, "presence_penalty": 0.0,
         "response_format": {"type": "text"}, "max_tokens": 0, "max_completion_tokens": 0, "seed": -9007199254740991,
         "stream": None, "user": "me", "store": False,
     }  # fmt: skip
     assert ask(server, "Transcribe", audio=BASE64, **fields).status_code == 200
-
-
-def test_two_recordings_in_one_request_are_refused(server: Server) -> None:
-    response = ask(server, [{"audio_url": DATA_URL}, {"audio_url": DATA_URL}])
-    assert response.json()["error"]["code"] == "unsupported_value"
 
 
 def test_an_address_is_not_fetched(server: Server) -> None:
@@ -121,7 +119,7 @@ def test_silence_is_an_empty_answer(server: Server) -> None:
      "Transcribe the audio to natural text."],
 )  # fmt: skip
 def test_asking_for_nothing_but_a_transcript_means_transcription_mode(text: str) -> None:
-    assert means_transcription((Message("user", (text,), 0),))
+    assert means_transcription(Conversation((Message("user", (Slot.AUDIO, text)),)))
 
 
 @pytest.mark.parametrize(
@@ -129,8 +127,10 @@ def test_asking_for_nothing_but_a_transcript_means_transcription_mode(text: str)
     ["Transcribe this audio in French.", "What is said?", "Transcribe this audio. Remove filler words.", "Summarise"],
 )
 def test_asking_for_more_means_an_instruction(text: str) -> None:
-    assert not means_transcription((Message("user", (text,), 0),))
+    assert not means_transcription(Conversation((Message("user", (Slot.AUDIO, text)),)))
 
 
 def test_a_system_message_is_an_instruction() -> None:
-    assert not means_transcription((Message("system", ("Be brief.",)), Message("user", ("Transcribe",), 0)))
+    turns = (Message("system", ("Be brief.",)), Message("user", (Slot.AUDIO, "Transcribe")))
+    assert not means_transcription(Conversation(turns))
+    assert not means_transcription(Conversation(turns[1:], response_format={"type": "json_object"}))

@@ -15,7 +15,10 @@ def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown(value: object) -> str:
-    return "" if value is None else str(value)
+    """As it is written in a file: nothing for nothing, commas between several."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value) if value not in (None, {}) else ""
 
 
 def test_readme_names_every_setting_with_its_default_and_description() -> None:

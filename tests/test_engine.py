@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from api.instructions import instructed
 from config import DEMO_MODEL
 from engine.backends import load_backend
 from engine.backends.base import LoadOptions
@@ -17,7 +18,6 @@ from engine.core import EngineStopped, Job, JobFailed, PromptTooLong, Sampling, 
 from engine.tokenizer import TextDecoder
 from engine.worker import JobStream, Worker
 from tests.speech import assert_heard, clip
-from transcript import Message
 
 pytestmark = pytest.mark.anyio
 NAMES = ("voice_en-us", "short_0", "dense_0", "gain-20", "minute", "silence", "voice_en-gb", "sparse_0")
@@ -38,7 +38,7 @@ def worker(backend: VoxtralBackend) -> Iterator[Worker]:
 
 def job(worker: Worker, name: str, language: str | None = "en", max_tokens: int = 700, **sampling: float) -> Job:
     prompt = worker.backend.tokenizer.transcription_prompt(language)
-    return Job(prompt, clip(name).samples(), max_tokens, Sampling(**sampling))
+    return Job(prompt, (clip(name).samples(),), max_tokens, Sampling(**sampling))
 
 
 async def tokens_of(stream: JobStream) -> list[int]:
@@ -99,10 +99,12 @@ async def test_prompt_ids_equal_the_official_processor(backend: VoxtralBackend) 
             audio=[samples], model_id="x", language=language, sampling_rate=16_000, format=["wav"]
         )["input_ids"][0].tolist()
         prompt = backend.tokenizer.transcription_prompt(language)
-        assert [*prompt.before, *[24] * backend.audio_tokens(len(samples)), *prompt.after] == official
-    instruction = backend.tokenizer.chat_prompt((Message("user", ("What is said?",), audio_at=0),))
+        before, after = prompt.texts
+        assert [*before, *[24] * backend.audio_tokens(len(samples)), *after] == official
+    instruction, grammar = backend.tokenizer.chat_prompt(instructed("What is said?"))
     text = backend.tokenizer._tekken.encode("What is said?", bos=False, eos=False)
-    assert (instruction.before, instruction.after) == ((1, 3, 25), (*text, 4))
+    assert instruction.texts == ((1, 3, 25), (*text, 4))
+    assert grammar is None
 
 
 async def test_a_cancelled_job_gives_its_row_back(worker: Worker) -> None:
@@ -140,17 +142,17 @@ async def test_a_failure_stays_in_its_own_job(worker: Worker, monkeypatch: pytes
     prefill = worker.backend.prefill
 
     def failing(failed: Job, row: int) -> torch.Tensor:
-        if len(failed.samples) == 777:
+        if len(failed.audio[0]) == 777:
             raise RuntimeError("out of memory")
         return prefill(failed, row)
 
     monkeypatch.setattr(worker.backend, "prefill", failing)
     good = worker.submit(job(worker, "voice_en-us"))
-    bad = worker.submit(Job(good.job.prompt, np.zeros(777, np.float32), 10, Sampling()))
+    bad = worker.submit(Job(good.job.prompt, (np.zeros(777, np.float32),), 10, Sampling()))
     with pytest.raises(JobFailed, match="out of memory"):
         await tokens_of(bad)
-    decoder = TextDecoder(worker.backend.tokenizer)
-    assert_heard(clip("voice_en-us").words, "".join(map(decoder.add, await tokens_of(good))))
+    decoder, token_bytes = TextDecoder(), worker.backend.tokenizer.token_bytes
+    assert_heard(clip("voice_en-us").words, "".join(decoder.add(token_bytes(i)) for i in await tokens_of(good)))
 
 
 async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,14 +179,14 @@ async def test_closing_ends_what_is_left(backend: VoxtralBackend) -> None:
 
 
 async def test_a_prompt_beyond_the_context_is_refused(worker: Worker) -> None:
-    prompt = worker.backend.tokenizer.chat_prompt((Message("user", ("word " * 40_000,), audio_at=0),))
-    with pytest.raises(PromptTooLong, match="Shorten the instruction"):
-        worker.submit(Job(prompt, np.zeros(16_000, np.float32), 10, Sampling()))
+    prompt = worker.backend.tokenizer.chat_prompt(instructed("word " * 40_000))[0]
+    with pytest.raises(PromptTooLong, match="Shorten the text"):
+        worker.submit(Job(prompt, (np.zeros(16_000, np.float32),), 10, Sampling()))
 
 
 def test_characters_of_several_tokens_come_out_whole(backend: VoxtralBackend) -> None:
     text = "naïve café — 你好 🎙️"
-    decoder = TextDecoder(backend.tokenizer)
-    pieces = [decoder.add(i) for i in backend.tokenizer._tekken.encode(text, bos=False, eos=False)]
+    decoder, token_bytes = TextDecoder(), backend.tokenizer.token_bytes
+    pieces = [decoder.add(token_bytes(i)) for i in backend.tokenizer._tekken.encode(text, bos=False, eos=False)]
     assert "".join(pieces) + decoder.finish() == text
     assert not any("\ufffd" in piece for piece in pieces)

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.formats import FORMATS, clock, language_name
-from transcript import Segment, Transcript, Usage
+from api.formats import FORMATS, Shape, clock, language_name
+from transcript import Segment, TextToken, Transcript, Usage
 
 TIME = re.compile(r"(\d\d+):(\d\d):(\d\d)[.,](\d\d\d)")
 
 
 def segment(start_ms: int, end_ms: int, text: str) -> Segment:
-    return Segment(start_ms, end_ms, text, (1000, 1001), (-0.1, -0.3), 0.01, 0.0, Usage(5, 375, 3, end_ms), False)
+    tokens = (TextToken(1000, b" one", -0.1), TextToken(1001, b" two", -0.3))
+    return Segment(start_ms, end_ms, text, tokens, 0.01, 0.0, Usage(5, 375, 3, end_ms), False)
 
 
 TALK = Transcript(
@@ -25,8 +27,8 @@ TALK = Transcript(
 )
 
 
-def body(name: str, transcript: Transcript = TALK) -> str:
-    return FORMATS[name](transcript, "voxtral").body.decode()
+def body(name: str, **shape: Any) -> str:
+    return FORMATS[name](TALK, Shape("voxtral", **shape)).body.decode()
 
 
 @given(st.integers(0, 10**9), st.sampled_from(",."))
@@ -56,6 +58,8 @@ def test_json_pleases_the_sdks_of_openai_and_mistral() -> None:
         "text": "one two three",
         "model": "voxtral",
         "language": "en",
+        "languages": [{"code": "en"}],
+        "finish_reason": "stop",
         "usage": {
             "type": "tokens",
             "input_tokens": 1140,
@@ -67,6 +71,19 @@ def test_json_pleases_the_sdks_of_openai_and_mistral() -> None:
             "prompt_audio_seconds": 3663,
         },
     }
+
+
+def test_json_has_segments_and_logprobs_where_they_were_asked_for() -> None:
+    answer = json.loads(body("json", segments=True, logprobs=True))
+    first = answer["segments"][0]
+    assert (first["type"], first["start"], first["end"]) == ("transcription_segment", 1.001, 2.5)
+    assert first["speaker_id"] is None
+    assert first["tokens"] == [1000, 1001]
+    assert answer["logprobs"][1] == {"token": " two", "logprob": -0.3, "bytes": list(b" two")}
+
+
+def test_a_translation_says_that_it_is_one() -> None:
+    assert json.loads(body("verbose_json", task="translate"))["task"] == "translate"
 
 
 def test_verbose_json_has_all_of_whispers_keys_with_real_values() -> None:

@@ -83,7 +83,7 @@ def test_without_the_model_and_without_download_requests_are_told_so(tmp_path: P
         clip = (ROOT / "tests/clips/short_0.flac").read_bytes()
         response = server.client.post("/v1/audio/transcriptions", files={"file": clip}, data={"model": "whisper-1"})
         assert response.status_code == 404
-        assert "--no-download" in response.json()["detail"]
+        assert "/v1/models/pull" in response.json()["detail"]
 
 
 def script(name: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,9 @@ import pytest
 
 import model_manager
 from config import DEMO_MODEL, Settings
-from model_manager import DEMO, MODELS, ModelManager, ModelUnavailable, missing_files, model_spec
+from model_manager import ModelManager, ModelUnavailable
+from model_store import DownloadFailed, ModelStore, missing_files
+from model_table import DEMO, MODELS, model_spec
 from tests.hub import COMMIT, Hub
 from tests.serving import Server
 from tests.speech import assert_heard, clip
@@ -73,8 +75,8 @@ def test_a_hub_without_the_repository_is_a_clear_failure(hub: Hub, tmp_path: Pat
     settings = {**hub_settings(hub, tmp_path), "VOXTRAL_MODEL_ID": "someone/nothing"}
     with Server(wait_for_model=False, **settings) as server:
         health = server.wait_until(lambda h: h["model_state"] == "failed")
-        assert "404" in health["error"]
-        assert "VOXTRAL_MODEL_ID" in health["error"]
+        assert "The Hub has no model someone/nothing" in health["error"]
+        assert "HF_TOKEN" in health["error"]
         response = server.client.post(
             "/v1/audio/transcriptions", files={"file": clip("short_0").data}, data={"model": "whisper-1"}
         )
@@ -87,13 +89,14 @@ async def test_the_model_loads_once_however_many_ask(monkeypatch: pytest.MonkeyP
     load = model_manager.load_backend
     monkeypatch.setattr(model_manager, "load_backend", lambda *args: loads.append(args) or load(*args))
     manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL)))
-    assert manager.state == "on_disk"
-    workers = await asyncio.gather(*(manager.worker() for _ in range(20)))
+    model = manager.default
+    assert model.state == "on_disk"
+    workers = await asyncio.gather(*(manager.worker(model) for _ in range(20)))
     assert len(loads) == 1
     assert len(set(map(id, workers))) == 1
-    assert manager.state == "loaded"
+    assert model.state == "loaded"
     workers[0].close()
-    assert (await manager.worker()) is not workers[0]
+    assert (await manager.worker(model)) is not workers[0]
     assert len(loads) == 2
     await manager.close()
 
@@ -101,18 +104,18 @@ async def test_the_model_loads_once_however_many_ask(monkeypatch: pytest.MonkeyP
 @pytest.mark.anyio
 async def test_one_client_that_gives_up_does_not_stop_the_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL)))
-    impatient = asyncio.create_task(manager.worker())
+    impatient = asyncio.create_task(manager.worker(manager.default))
     await asyncio.sleep(0.05)
     impatient.cancel()
-    assert (await manager.worker()).alive
+    assert (await manager.worker(manager.default)).alive
     await manager.close()
 
 
 def test_a_disk_that_is_too_full_is_said_before_the_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(model_manager.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1_000_000_000))
-    manager = ModelManager(Settings(voxtral_model_id=REPOSITORY, voxtral_cache_dir=tmp_path))
-    with pytest.raises(OSError, match=r"9\.4 GB are needed .* 1\.0 GB are free"):
-        manager._check_disk(9_400_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1_000_000_000))
+    store = ModelStore(Settings(voxtral_model_id=REPOSITORY, voxtral_cache_dir=tmp_path))
+    with pytest.raises(DownloadFailed, match=r"9\.4 GB are needed .* 1\.0 GB are free"):
+        store._check_disk(9_400_000_000)
 
 
 def test_known_models_have_a_pinned_revision_and_find_it_by_alias() -> None:
@@ -136,5 +139,5 @@ def test_an_interrupted_download_is_not_a_model(tmp_path: Path) -> None:
 async def test_an_absent_model_cannot_be_loaded(tmp_path: Path) -> None:
     manager = ModelManager(Settings(voxtral_model_id=REPOSITORY, voxtral_cache_dir=tmp_path))
     with pytest.raises(ModelUnavailable) as caught:
-        await manager.worker()
+        await manager.worker(manager.default)
     assert caught.value.reason == "absent"

@@ -7,25 +7,26 @@ from typing import Any
 
 import pytest
 
-from streaming import (
-    HEARTBEAT,
-    ChatCompletion,
-    EventStream,
-    sse,
-    transcription_frames,
-    until_disconnect,
-    with_heartbeats,
-)
-from transcript import Event, Finished, TextDelta, Transcript, Usage, fold
+from answer import Answer, AnswerDelta, AnswerDone, AnswerEvent
+from api.chat_wire import ChatCompletion
+from api.transcription_wire import mistral_frames, openai_frames
+from streaming import HEARTBEAT, EventStream, sse, until_disconnect, with_heartbeats
+from transcript import Event, Finished, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage, fold
 
 pytestmark = pytest.mark.anyio
 RESULT = Transcript("grüße", "de", (), Usage(5, 375, 3, 1500))
 
 
 async def events() -> AsyncGenerator[Event]:
-    yield TextDelta("grü")
+    yield TextDelta("grü", (TextToken(7, "grü".encode(), -0.5),))
     yield TextDelta("ße")
+    yield SegmentDone(Segment(0, 1500, "grüße", (), 0.0, 0.0, Usage(), False))
     yield Finished(RESULT)
+
+
+async def answers() -> AsyncGenerator[AnswerEvent]:
+    yield AnswerDelta(0, "grüße")
+    yield AnswerDone(0, Answer("grüße", (), "stop", (), RESULT.usage))
 
 
 def payloads(frames: list[bytes]) -> list[Any]:
@@ -34,14 +35,32 @@ def payloads(frames: list[bytes]) -> list[Any]:
 
 
 async def test_transcription_frames_are_openais_and_end_without_done_marker() -> None:
-    frames = payloads([frame async for frame in transcription_frames(events())])
+    frames = payloads([frame async for frame in openai_frames(events(), with_logprobs=False)])
     assert [frame["type"] for frame in frames] == ["transcript.text.delta"] * 2 + ["transcript.text.done"]
     assert "".join(frame["delta"] for frame in frames[:2]) == frames[2]["text"] == "grüße"
     assert frames[2]["usage"]["type"] == "tokens"
+    assert "logprobs" not in frames[0]
+
+
+async def test_deltas_carry_the_logprobs_of_their_tokens_where_they_were_asked_for() -> None:
+    frames = payloads([frame async for frame in openai_frames(events(), with_logprobs=True)])
+    assert frames[0]["logprobs"] == [{"token": "grü", "logprob": -0.5, "bytes": list("grü".encode())}]
+
+
+async def test_mistral_frames_name_their_event_and_hold_segments_and_language() -> None:
+    frames = [frame.decode().split("\n") async for frame in mistral_frames(events(), "m")]
+    parsed = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data, *_ in frames]
+    assert all(name == payload["type"] for name, payload in parsed)
+    deltas = ["transcription.text.delta"] * 2
+    assert [name for name, _ in parsed] == [
+        *deltas, "transcription.segment", "transcription.language", "transcription.done",
+    ]  # fmt: skip
+    assert parsed[2][1]["end"] == 1.5
+    assert parsed[-1][1]["text"] == "grüße"
 
 
 async def test_chat_frames_share_an_id_and_end_with_usage_and_done_marker() -> None:
-    frames = payloads([frame async for frame in ChatCompletion("m").frames(events(), include_usage=True)])
+    frames = payloads([frame async for frame in ChatCompletion("m").frames(answers(), include_usage=True)])
     assert frames[-1] == "[DONE]"
     assert len({(frame["id"], frame["created"]) for frame in frames[:-1]}) == 1
     assert frames[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -88,13 +107,13 @@ class Wire:
         self.closed += 1
 
     async def run(self, frames: AsyncGenerator[bytes]) -> None:
-        stream = EventStream(frames, 10, lambda error: {"error": {"message": str(error)}}, self.close)
+        stream = EventStream(frames, 10, lambda error: sse({"error": {"message": str(error)}}), self.close)
         await stream({"type": "http"}, self.receive, self.send)
 
 
 async def test_a_stream_that_ends_well_is_finished() -> None:
     wire = Wire()
-    await wire.run(transcription_frames(events()))
+    await wire.run(openai_frames(events(), with_logprobs=False))
     assert [message.get("more_body") for message in wire.sent] == [None, True, True, True, False]
     assert wire.closed == 1
 

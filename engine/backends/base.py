@@ -28,6 +28,7 @@ class Backend(Protocol):
     context_length: int  # tokens of prompt and answer together
     description: str  # model, device and precision, for people
     device: str
+    memory_bytes: int  # of the weights
 
     def audio_tokens(self, samples: int) -> int:
         """Audio tokens in the prompt for `samples` samples at 16 kHz."""
@@ -43,3 +44,9 @@ class Backend(Protocol):
 
     def release_memory(self) -> None:
         """No row is in use: give back what only running jobs need."""
+
+    def free_memory(self) -> int:
+        """Bytes that are free where the weights are."""
+
+    def close(self) -> None:
+        """Give back all memory. Nothing else may be called afterwards."""

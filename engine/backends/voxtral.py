@@ -6,9 +6,11 @@ docs/MODEL.md follows the numbers from samples to logits. The decoder's layers a
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from transformers import VoxtralForConditionalGeneration, WhisperFeatureExtractor
 
@@ -39,10 +41,17 @@ class VoxtralBackend:
         audio = model.config.audio_config
         # Two frames make an encoder position, and the projector joins as many positions as fill its input.
         self._tokens_per_window = audio.max_source_positions * audio.hidden_size // audio.intermediate_size
+        self.memory_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         self.rows = options.rows
         self.device = device
         self.context_length = min(CONTEXT_LENGTH, model.config.text_config.max_position_embeddings)
         self.description = f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M parameters, {device}, {dtype}"
+
+    @staticmethod
+    def memory_needed(folder: Path, options: LoadOptions) -> int:
+        """Bytes of the weights once loaded. On disk they are bfloat16, two bytes each."""
+        stored = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+        return stored * pick_dtype(options.dtype, pick_device(options.device)).itemsize // 2
 
     def audio_tokens(self, samples: int) -> int:
         return -(-samples // WINDOW_SAMPLES) * self._tokens_per_window
@@ -51,7 +60,7 @@ class VoxtralBackend:
     def prefill(self, job: Job, row: int) -> torch.Tensor:
         inputs = self._prompt_embeddings(job)
         length = inputs.shape[1]
-        self._cache.reserve(length + job.max_tokens)
+        self._cache.reserve(length + 1)
         positions = torch.arange(length, device=self._tensor_device)[None]
         hidden = self._decode_layers(inputs, positions, None, self._cache.prefill_view(row))
         self._cache.lengths[row] = length
@@ -60,6 +69,7 @@ class VoxtralBackend:
     @torch.inference_mode()
     def decode(self, tokens: list[int]) -> torch.Tensor:
         ids = torch.tensor(tokens, device=self._tensor_device)[:, None]
+        self._cache.reserve(int(self._cache.lengths[: len(tokens)].max()) + 1)
         view = self._cache.decode_view(len(tokens))
         hidden = self._decode_layers(self._decoder.embed_tokens(ids), view.positions, view.mask, view)
         self._cache.lengths[: len(tokens)] += 1
@@ -72,11 +82,29 @@ class VoxtralBackend:
     def release_memory(self) -> None:
         self._cache.release()
 
+    def free_memory(self) -> int:
+        if self.device == "cuda":
+            return torch.cuda.mem_get_info(self._tensor_device)[0]
+        return psutil.virtual_memory().available
+
+    def close(self) -> None:
+        del self._model, self._decoder, self._cache
+        gc.collect()  # modules hold each other in cycles
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device == "mps":
+            torch.mps.empty_cache()
+
     def _prompt_embeddings(self, job: Job) -> torch.Tensor:
-        """Embeddings (1, prompt, hidden) of the ids before the audio, the audio itself, and the ids after it."""
-        ids = torch.tensor([*job.prompt.before, *job.prompt.after], device=self._tensor_device)
-        before, after = self._decoder.embed_tokens(ids).tensor_split([len(job.prompt.before)])
-        return torch.cat([before, self._listen(job.samples), after])[None]
+        """Embeddings (1, prompt, hidden) of the texts and, between them, of the recordings."""
+        first, *others = [
+            self._decoder.embed_tokens(torch.tensor(text, dtype=torch.long, device=self._tensor_device))
+            for text in job.prompt.texts
+        ]
+        parts = [first]
+        for samples, text in zip(job.audio, others, strict=True):
+            parts += [self._listen(samples), text]
+        return torch.cat(parts)[None]
 
     def _listen(self, samples: np.ndarray) -> torch.Tensor:
         """Audio embeddings (tokens, hidden) of samples (n,), which are padded to whole windows of 30 s."""

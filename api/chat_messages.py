@@ -1,0 +1,89 @@
+"""Messages of every dialect to a conversation, and the recordings in it as they were sent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from api.chat_schema import ChatBody, ChatMessage
+from api.errors import invalid, unsupported
+from transcript import Conversation, Message, Slot, ToolCall
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Base64 or a data URL, and the field that held it."""
+
+    data: object
+    param: str
+
+
+def conversation_of(body: ChatBody) -> tuple[Conversation, list[Recording]]:
+    """Raises ApiError for parts, roles and orders of turns that the model cannot be given."""
+    recordings: list[Recording] = []
+    turns = [_turn(message, index, recordings) for index, message in enumerate(body.messages)]
+    if turns[-1].role not in ("user", "tool"):
+        raise invalid("messages", "The last message must be the user's or a tool's.")
+    if body.recording:
+        if recordings or turns[-1].role != "user":
+            raise invalid("audio", "Send one recording in 'audio' after a message of the user, or content parts.")
+        turns[-1] = Message("user", (Slot.AUDIO, *turns[-1].parts))
+        recordings.append(Recording(body.recording, "audio"))
+    if not any(part is Slot.AUDIO or part.strip() for turn in turns for part in turn.parts):
+        raise invalid("messages", "The messages are empty: there is neither text nor audio in them.")
+    tool_choice = body.tool_choice or "auto"
+    conversation = Conversation(
+        tuple(turns),
+        tuple(body.tools or ()) if tool_choice != "none" else (),
+        tool_choice,
+        body.parallel_tool_calls is not False,
+        body.answer_format,
+    )
+    return conversation, recordings
+
+
+def _turn(message: ChatMessage, index: int, recordings: list[Recording]) -> Message:
+    parts: list[str | Slot] = []
+    for part in _parts(message):
+        audio = _audio_of(part)
+        if audio is None:
+            parts.append(_text_of(part, index))
+            continue
+        if message.role != "user":
+            raise invalid(f"messages.{index}", "Only messages of the user can hold audio.")
+        parts.append(Slot.AUDIO)
+        recordings.append(Recording(audio, f"messages.{index}.content"))
+    calls = tuple(
+        ToolCall(call.id, call.function.name, _json_text(call.function.arguments)) for call in message.tool_calls or ()
+    )
+    return Message(_role(message), tuple(parts), calls, message.tool_call_id)
+
+
+def _role(message: ChatMessage) -> Literal["system", "user", "assistant", "tool"]:
+    return "system" if message.role == "developer" else message.role
+
+
+def _json_text(arguments: str | dict[str, Any]) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments)
+
+
+def _parts(message: ChatMessage) -> list[dict[str, Any]]:
+    if isinstance(message.content, str):
+        return [{"type": "text", "text": message.content}]
+    return message.content or []
+
+
+def _audio_of(part: dict[str, Any]) -> object | None:
+    """The base64 or address in an audio part of any dialect; None for a part that is not audio."""
+    for kind, key in (("input_audio", "data"), ("audio_url", "url"), ("file", "file_data")):
+        if kind in part:
+            value = part[kind]
+            return (value.get(key) or "") if isinstance(value, dict) else value
+    return None
+
+
+def _text_of(part: dict[str, Any], index: int) -> str:
+    if part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise unsupported(f"messages.{index}.content", "Content parts may be of type text, input_audio or audio_url.")
+    return part["text"]

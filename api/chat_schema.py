@@ -1,0 +1,108 @@
+"""The fields of a chat request, with OpenAI's names and limits, and Mistral's and vLLM's beside them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from engine.core import Sampling
+
+
+class FunctionCall(BaseModel):
+    name: str = Field(min_length=1)
+    arguments: str | dict[str, Any] = "{}"
+
+
+class AssistantToolCall(BaseModel):
+    id: str = Field(min_length=1)
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[AssistantToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatBody(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    model: str = Field(min_length=1, description="an id or alias of GET /v1/models", examples=["whisper-1"])
+    messages: list[ChatMessage] = Field(min_length=1)
+    audio: str | dict[str, Any] | None = Field(
+        None, description="base64 of a recording to transcribe; OpenAI's object of this name asks for spoken answers"
+    )
+    language: str | None = Field(None, description="of the recording; left out: recognised")
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, description="-1 and 0: all")
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = None
+    random_seed: int | None = Field(None, description="Mistral's name for seed")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: dict[int, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: int | None = Field(None, ge=0, description="0 and left out: MAX_ANSWER_TOKENS")
+    max_completion_tokens: int | None = Field(None, ge=0, description="wins over max_tokens")
+    min_tokens: int | None = Field(None, ge=0)
+    n: int = Field(1, ge=1, le=16)
+    stop: str | list[str] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @field_validator("n", mode="before")
+    @classmethod
+    def _one_unless_given(cls, value: object) -> object:
+        return 1 if value is None else value
+
+    @property
+    def recording(self) -> str | None:
+        return self.audio if isinstance(self.audio, str) and self.audio else None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in given if text)
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens or None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Lotti shows usage and reads it from any chunk, but has no stream_options to ask for it."""
+        return self.stream_options.include_usage if self.stream_options else bool(self.recording)
+
+    @property
+    def answer_format(self) -> dict[str, Any] | None:
+        kind = (self.response_format or {}).get("type", "text")
+        return None if kind == "text" else self.response_format
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            seed=self.random_seed if self.seed is None else self.seed,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            min_tokens=self.min_tokens or 0,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else 0,
+        )

@@ -1,0 +1,76 @@
+"""What every request passes on its way in and out: its id, the count of its answer, and the key that it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import logs
+from api.errors import ApiError, answer
+from metrics import Metrics
+
+SANE_ID = re.compile(r"[\w.:-]{1,128}")
+# Open without a key: probes of load balancers, and the documentation, which holds nothing secret.
+OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+
+
+class RequestId:
+    """`x-request-id` on every answer: the client's own if it sent a sane one, else a new one; SDKs show it in errors.
+    Counts the answers."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if SANE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        logs.request_id.set(request_id)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+                route = getattr(scope.get("route"), "path", "none")  # the pattern: paths would be without number
+                self._metrics.requests.labels(scope["method"], route, message["status"]).inc()
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class RequireKey:
+    """Answers 401 before the body is read, unless the request has one of the keys as its bearer token.
+
+    Keys are compared by their SHA-256 in constant time, so that neither their length nor a prefix leaks.
+    """
+
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._known(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            401,
+            "This server asks for an API key. Send one of those in its API_KEYS as 'Authorization: Bearer KEY'.",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await answer(error)(scope, receive, send)
+
+    def _known(self, headers: Headers) -> bool:
+        given = _digest(headers.get("authorization", "").removeprefix("Bearer ").strip())
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, whichever fits
+        return any(matches)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

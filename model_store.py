@@ -1,0 +1,255 @@
+"""Model files on disk: finding them, fetching them from the Hub, checking what arrived, deleting them.
+
+Files lie in the Hugging Face cache, where other programs find them too. Everything here blocks; call it in a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from huggingface_hub import scan_cache_dir, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import (
+    CacheNotFound,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from tqdm.auto import tqdm
+
+from config import Settings
+from model_table import ModelSpec
+
+log = logging.getLogger("voxtral.models")
+
+# Everything that the transformers backend reads. The Hub repositories also hold `consolidated.safetensors`, all
+# weights a second time in Mistral's own layout.
+FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "tekken.json", "model.safetensors.index.json",
+    "model*.safetensors",
+)  # fmt: skip
+ARCHITECTURE = "voxtral"  # `model_type` in config.json
+HASH_BLOCK_BYTES = 1 << 22
+
+
+class DownloadFailed(Exception):
+    """`reason`: unknown (the Hub has no such model, or hides it), no_space, or network (anything that may pass)."""
+
+    def __init__(self, reason: Literal["unknown", "no_space", "network"], message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Download:
+    """One fetch at work in its own thread. Any number may watch it; the fields are written by the thread alone."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.stage: Literal["asking", "downloading", "verifying", "done", "failed"] = "asking"
+        self.completed = 0  # bytes
+        self.total = 0  # bytes
+        self.error: DownloadFailed | None = None
+        self.finished = threading.Event()
+
+    @property
+    def percent(self) -> float:
+        return round(100 * self.completed / self.total, 1) if self.total else 0.0
+
+
+class ModelStore:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._cache = settings.voxtral_cache_dir or Path(HF_HUB_CACHE)
+
+    def folder(self, spec: ModelSpec) -> Path | None:
+        """Where a model's files are, or None while they are not all on disk."""
+        if spec.folder:
+            return spec.folder
+        try:
+            found = Path(self._snapshot(spec, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            return None
+        return None if missing_files(found) else found
+
+    def cached(self) -> Iterator[str]:
+        """Ids of all complete Voxtral models in the cache."""
+        try:
+            repositories = scan_cache_dir(self._cache).repos
+        except (CacheNotFound, ValueError):
+            return
+        for repository in sorted(repositories, key=lambda repository: repository.repo_id):
+            folders = [revision.snapshot_path for revision in repository.revisions]
+            if repository.repo_type == "model" and any(is_complete(folder) for folder in folders):
+                yield repository.repo_id
+
+    def delete(self, spec: ModelSpec) -> int:
+        """Remove every revision of a model from the cache. Returns the bytes that this freed."""
+        repositories = [r for r in scan_cache_dir(self._cache).repos if r.repo_id == spec.repository]
+        revisions = [revision.commit_hash for repository in repositories for revision in repository.revisions]
+        strategy = scan_cache_dir(self._cache).delete_revisions(*revisions)
+        strategy.execute()
+        return strategy.expected_freed_size
+
+    def start_download(self, spec: ModelSpec) -> Download:
+        """Fetch a model in a thread, with a progress bar in the terminal."""
+        download = Download(spec)
+        threading.Thread(target=self._run, args=(download,), name="download", daemon=True).start()
+        return download
+
+    def _run(self, download: Download) -> None:
+        try:
+            self._fetch(download)
+            download.stage = "done"
+            log.info("downloaded %s", download.spec.id)
+        except DownloadFailed as error:
+            download.error, download.stage = error, "failed"
+        except (OSError, httpx.HTTPError, HfHubHTTPError, ValueError) as error:
+            download.error, download.stage = _explain(download.spec, error), "failed"
+        if download.error:
+            log.error("cannot download %s: %s", download.spec.id, download.error)
+        download.finished.set()
+
+    def _fetch(self, download: Download) -> None:
+        self._check_architecture(download.spec)
+        files = self._snapshot(download.spec, dry_run=True, tqdm_class=_silent_bar(lambda _: None))
+        missing = [file for file in files if file.will_download]
+        needed = sum(file.file_size for file in missing)
+        self._check_disk(needed)
+        download.total = sum(file.file_size for file in files)
+        download.completed = download.total - needed
+        download.stage = "downloading"
+        shown = {"unit": "B", "unit_scale": True, "desc": download.spec.id}
+        with tqdm(total=download.total, initial=download.completed, **shown) as bar:
+            folder = Path(self._snapshot(download.spec, tqdm_class=_silent_bar(partial(_arrived, download, bar))))
+        download.completed, download.stage = download.total, "verifying"
+        for file in missing:
+            verify(folder / file.filename)
+        if lacking := missing_files(folder):
+            raise DownloadFailed("unknown", f"{download.spec.id} lacks {', '.join(lacking)}, which Voxtral needs.")
+
+    def _check_architecture(self, spec: ModelSpec) -> None:
+        """Look at config.json before gigabytes are fetched that nothing here could load."""
+        folder = Path(self._snapshot(spec, ("config.json",), tqdm_class=_silent_bar(lambda _: None)))
+        if model_type(folder) != ARCHITECTURE:
+            raise DownloadFailed(
+                "unknown", f"{spec.id} is not a Voxtral model: its config.json names no model_type '{ARCHITECTURE}'."
+            )
+
+    def _check_disk(self, needed: int) -> None:
+        place = next(folder for folder in (self._cache, *self._cache.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise DownloadFailed(
+                "no_space",
+                f"{needed / 1e9:.1f} GB are needed in {place} and {free / 1e9:.1f} GB are free. Make room, or set "
+                "VOXTRAL_CACHE_DIR to another disk.",
+            )
+
+    def _snapshot(self, spec: ModelSpec, files: tuple[str, ...] = FILES, **options: Any) -> Any:
+        return snapshot_download(
+            spec.repository, revision=spec.revision, allow_patterns=list(files), token=self._settings.hf_token,
+            cache_dir=self._settings.voxtral_cache_dir, **options,
+        )  # fmt: skip
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a model folder lacks; an interrupted download leaves it without some of its weights."""
+    index = folder / "model.safetensors.index.json"
+    weights = ["model.safetensors"]
+    if index.exists():
+        weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    needed = ["config.json", "preprocessor_config.json", "tekken.json", *weights]
+    return [name for name in needed if not (folder / name).exists()]
+
+
+def model_type(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def is_complete(folder: Path) -> bool:
+    return model_type(folder) == ARCHITECTURE and not missing_files(folder)
+
+
+def valid_repository(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def verify(file: Path) -> None:
+    """Compare a downloaded file with its hash; a damaged one is deleted, so that the next download fetches it again.
+
+    The cache names a blob by its etag: the SHA-256 of a large file, git's SHA-1 of a small one. Where the cache has no
+    links (Windows), the name tells nothing and the Hub client's check of the size has to do.
+    """
+    blob = file.resolve()
+    if len(blob.name) == 64:
+        digest = hashlib.sha256()
+    elif len(blob.name) == 40:
+        digest = hashlib.sha1(f"blob {blob.stat().st_size}\0".encode(), usedforsecurity=False)
+    else:
+        return
+    with blob.open("rb") as content:
+        while block := content.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    if digest.hexdigest() != blob.name:
+        file.unlink()
+        blob.unlink(missing_ok=True)
+        raise DownloadFailed("network", f"{file.name} arrived damaged and was deleted. Pull the model again.")
+
+
+def _explain(spec: ModelSpec, error: Exception) -> DownloadFailed:
+    """The Hub client says why in the causes of what it raises, and at length."""
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__:
+        causes.append(causes[-1].__cause__)
+    if any(isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError) for cause in causes):
+        return DownloadFailed(
+            "unknown",
+            f"The Hub has no model {spec.repository} at revision {spec.revision} that it shows to this machine. "
+            "Check the name; a private or gated model needs HF_TOKEN.",
+        )
+    reason = str(causes[-1]).strip().split("\n")[0].rstrip(".")
+    return DownloadFailed("network", f"{reason}. Check the network and the disk, and pull the model again.")
+
+
+def _arrived(download: Download, bar: tqdm, size: int) -> None:
+    bar.update(size)
+    download.completed += size
+
+
+def _silent_bar(arrived: Callable[[int], None]) -> type[tqdm]:
+    """What huggingface-hub draws its bars with: draws none, and reports the bytes that have reached the disk.
+
+    The Hub client counts bytes twice, in a bar for the network and in one for the disk, and files in a third.
+    """
+
+    class SilentBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._counts = str(options.get("desc")).startswith("Reconstructing")
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts and n:
+                arrived(int(n))
+            return super().update(n)
+
+    return SilentBar

@@ -1,0 +1,89 @@
+"""The models that are known by name: where they come from, what they can do, and what else they are called.
+
+One row for each model. Any folder and any Hub repository with the same architecture works too; a spec is made for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from config import DEMO_MODEL
+
+LANGUAGES = ("en", "es", "fr", "pt", "hi", "de", "nl", "it", "ar")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    id: str
+    repository: str
+    revision: str
+    created: int  # Unix time of its publication
+    aliases: tuple[str, ...] = ()
+    backend: str = "transformers"
+    languages: tuple[str, ...] = LANGUAGES
+    folder: Path | None = None  # on disk already, outside the Hugging Face cache
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.id, *self.aliases)
+
+
+# Clients that were written for other servers ask for these; whichever model is served answers to them.
+CLIENT_ALIASES = (
+    "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe", "voxtral", "voxtral-local",
+    "voxtral-mini-latest", "voxtral-small-latest", "voxtral-mini-2602",
+)  # fmt: skip
+MODELS = (
+    ModelSpec(
+        "mistralai/Voxtral-Mini-3B-2507", "mistralai/Voxtral-Mini-3B-2507", "3060fe34b35ba5d44202ce9ff3c097642914f8f3",
+        1_751_414_400, ("voxtral-mini", "voxtral-mini-2507", "voxtral-mini-3b", "Voxtral-Mini-3B-2507"),
+    ),
+    ModelSpec(
+        "mistralai/Voxtral-Small-24B-2507", "mistralai/Voxtral-Small-24B-2507",
+        "da5b42409f279fdd92febee0511a6c32828569c1", 1_751_414_400,
+        ("voxtral-small", "voxtral-small-2507", "voxtral-small-24b", "Voxtral-Small-24B-2507"),
+    ),
+)  # fmt: skip
+# The demo answers to Voxtral Mini's names too, so that a client can be tried before 9.4 GB are fetched.
+DEMO = ModelSpec("voxtral-demo", "", "", 1_795_219_200, MODELS[0].names, languages=("en",), folder=DEMO_MODEL)
+
+
+def model_spec(model_id: str, revision: str | None = None) -> ModelSpec:
+    """The spec that a name means: a known model, a folder, or any other Hub repository."""
+    folder = Path(model_id).expanduser()
+    if folder == DEMO_MODEL:
+        return DEMO
+    if folder.is_dir():
+        return ModelSpec(folder.name, "", "", int(folder.stat().st_mtime), folder=folder)
+    for spec in MODELS:
+        if model_id in spec.names:
+            return replace(spec, revision=revision or spec.revision)
+    return ModelSpec(model_id, model_id, revision or "main", 0)
+
+
+class Names:
+    """Which model a client means: the default model's names win, then the operator's, then those of other servers."""
+
+    def __init__(self, default: ModelSpec, aliases: Mapping[str, str]) -> None:
+        self._default, self._aliases = default, aliases
+
+    def of(self, spec: ModelSpec) -> Iterator[str]:
+        """Every name that `spec` answers to, its own first."""
+        yield spec.id
+        given = (name for name, model in self._aliases.items() if self.meant(model) == spec.id)
+        own = (name for name in spec.aliases if self.meant(name) == spec.id)
+        clients = CLIENT_ALIASES if spec == self._default else ()
+        yield from dict.fromkeys((*own, *given, *clients))
+
+    def meant(self, name: str) -> str:
+        """The id of the model that `name` stands for; `name` itself where it is no alias."""
+        if name in self._default.names:
+            return self._default.id
+        if name in self._aliases:
+            target = self._aliases[name]
+            return self._default.id if target in self._default.names else model_spec(target).id
+        if name in CLIENT_ALIASES:
+            return self._default.id
+        return next((spec.id for spec in MODELS if name in spec.names), name)

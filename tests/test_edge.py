@@ -1,0 +1,113 @@
+"""What stands around every request: keys, origins, hosts, limits, metrics, readiness and the log."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import AuthenticationError, OpenAI
+
+from tests.serving import ROOT, Server, clean_environment
+from tests.speech import clip
+
+URL = "/v1/audio/transcriptions"
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Server]:
+    """A server that asks for keys, and knows its friends."""
+    settings = {
+        "API_KEYS": "first-key, second-key",
+        "CORS_ORIGINS": "https://notes.example",
+        "TRUSTED_HOSTS": "127.0.0.1,*.example.org",
+    }
+    with Server("--demo", **settings) as server:
+        yield server
+
+
+def test_with_keys_set_only_those_who_have_one_are_answered(guarded: Server) -> None:
+    def models(key: str) -> list[str]:
+        with OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0) as client:
+            return [model.id for model in client.models.list()]
+
+    with pytest.raises(AuthenticationError) as caught:
+        models("wrong")
+    assert caught.value.code == "invalid_api_key"
+    assert caught.value.request_id
+    assert guarded.client.get("/v1/models").status_code == 401
+    assert guarded.client.get("/metrics").status_code == 401
+    for key in ("first-key", "second-key"):
+        assert models(key) == ["voxtral-demo"]
+    assert guarded.client.get("/health").status_code == 200
+    assert guarded.client.get("/ready").status_code == 200
+
+
+def test_web_pages_of_allowed_origins_may_call_and_others_may_not(guarded: Server) -> None:
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    friend = guarded.client.options(URL, headers={"Origin": "https://notes.example", **ask})
+    assert friend.status_code == 200
+    assert friend.headers["access-control-allow-origin"] == "https://notes.example"
+    stranger = guarded.client.options(URL, headers={"Origin": "https://evil.example", **ask})
+    assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_only_trusted_host_names_are_answered(guarded: Server) -> None:
+    assert guarded.client.get("/health", headers={"Host": "asr.example.org"}).status_code == 200
+    assert guarded.client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_without_allowed_origins_no_web_page_may_read_an_answer(server: Server) -> None:
+    response = server.client.get("/v1/models", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_metrics_count_requests_tokens_and_seconds(server: Server) -> None:
+    def metric(name: str) -> float:
+        lines = server.client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+    answered = 'voxtral_http_requests_total{method="POST",route="/audio/transcriptions",status="200"}'
+    names = ("voxtral_audio_seconds_total", 'voxtral_tokens_total{kind="audio"}', "voxtral_first_text_seconds_count",
+             "voxtral_transcription_seconds_count", "voxtral_times_real_time_count", answered)  # fmt: skip
+    before = {name: metric(name) for name in names}
+    spoken = clip("voice_en-us")
+    server.client.post(URL, files={"file": spoken.data}, data={"model": "whisper-1"}).raise_for_status()
+    after = {name: metric(name) - before[name] for name in names}
+    assert after["voxtral_audio_seconds_total"] == pytest.approx(len(spoken.samples()) / 16_000, abs=0.01)
+    assert after['voxtral_tokens_total{kind="audio"}'] >= 375
+    assert after["voxtral_first_text_seconds_count"] == after["voxtral_transcription_seconds_count"] == 1
+    assert after["voxtral_times_real_time_count"] == after[answered] == 1
+    assert metric('voxtral_model_memory_bytes{model="voxtral-demo"}') > 10_000_000
+    assert metric("voxtral_requests_active") == 0
+
+
+def test_every_line_of_a_json_log_is_an_object_with_the_request_id() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "main.py", "--demo", "--port", "0"], cwd=ROOT, text=True,
+        env=clean_environment(LOG_FORMAT="json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    url = process.stdout.readline().split()[4]
+    for _ in range(200):
+        try:
+            httpx.get(f"{url}/health", headers={"x-request-id": "mine-1"}).raise_for_status()
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    process.terminate()
+    _, log = process.communicate(timeout=20)
+    lines = [json.loads(line) for line in log.splitlines() if line]
+    assert any(line["request_id"] == "mine-1" and "/health" in line["message"] for line in lines)
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+
+
+def test_an_unready_server_says_so(tmp_path: Path) -> None:
+    with Server("--no-download", wait_for_model=False, VOXTRAL_CACHE_DIR=str(tmp_path)) as server:
+        response = server.client.get("/ready")
+        assert response.status_code == 503
+        assert response.json()["model_state"] == "absent"

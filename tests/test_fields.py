@@ -1,0 +1,94 @@
+"""Fields however clients spell them, and nothing but a clear refusal for what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.datastructures import FormData
+
+from api import fields
+from api.dialects import speaks_mistral
+from api.errors import ApiError
+from api.transcriptions import parse
+
+WORDS = st.lists(st.text("abcé", min_size=1, max_size=5), min_size=1, max_size=4)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=True) | st.integers() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(
+    ["model", "language", "languages", "languages[]", "prompt", "response_format", "temperature", "seed", "stream",
+     "include[]", "timestamp_granularities[]", "chunking_strategy", "chunking_strategy[type]", "keywords", "diarize",
+     "known_speaker_names[]", "file_url", "context_bias"],
+)  # fmt: skip
+
+
+@given(WORDS)
+def test_every_spelling_of_a_list_is_read_alike(words: list[str]) -> None:
+    spellings: list[Any] = [
+        FormData([("keywords", word) for word in words]),
+        FormData([("keywords[]", word) for word in words]),
+        FormData([(f"keywords[{i}]", word) for i, word in enumerate(words)]),
+        FormData([("keywords", ",".join(words))]),
+        FormData([("keywords", json.dumps(words))]),
+        FormData([("keywords", repr(words))]),
+        {"keywords": words},
+    ]
+    assert all(fields.listed(values, "keywords") == words for values in spellings)
+
+
+@pytest.mark.parametrize("absent", [{}, {"a": ""}, {"a": None}, {"a": "null"}, {"a": []}, {"a[]": ""}, {"a": "[]"}])
+def test_what_is_empty_is_absent(absent: dict[str, Any]) -> None:
+    assert fields.listed(absent, "a") == []
+
+
+def test_every_spelling_of_an_object_is_read_alike() -> None:
+    for values in (
+        {"s[type]": "server_vad", "s[threshold]": "0.5"},
+        {"s": '{"type": "server_vad", "threshold": "0.5"}'},
+        {"s": {"type": "server_vad", "threshold": "0.5"}},
+    ):
+        assert fields.nested(values, "s") == {"type": "server_vad", "threshold": "0.5"}
+    assert fields.nested({"s": "auto"}, "s") == "auto"
+
+
+@given(st.dictionaries(NAMES, st.text(max_size=20), max_size=6))
+def test_a_form_is_understood_or_refused_by_name(values: dict[str, str]) -> None:
+    understood_or_refused(FormData(list(values.items())))
+
+
+@given(st.dictionaries(NAMES, JSON, max_size=6))
+def test_a_json_body_is_understood_or_refused_by_name(values: dict[str, Any]) -> None:
+    understood_or_refused(values)
+
+
+def understood_or_refused(values: Any) -> None:
+    refused = None
+    try:
+        parse(values)
+    except ApiError as error:
+        refused = error
+    if refused:
+        assert (refused.status, refused.param in str(NAMES)) == (400, True)
+        assert len(refused.message) > 15
+
+
+@pytest.mark.parametrize(
+    ("headers", "values", "mistral"),
+    [
+        ({"x-stainless-lang": "python"}, {"diarize": "false"}, False),
+        ({"user-agent": "mistral-client-python/3.7.0"}, {}, True),
+        ({"user-agent": "curl/8"}, {"context_bias": "a"}, True),
+        ({"user-agent": "curl/8"}, {"context_bias": "a", "response_format": "json"}, False),
+        ({}, {"timestamp_granularities": "segment"}, True),
+        ({}, {"timestamp_granularities[]": "segment"}, False),
+        ({}, {}, False),
+    ],
+)
+def test_the_dialect_of_a_stream_is_the_clients(headers: dict[str, str], values: dict[str, str], mistral: bool) -> None:
+    assert speaks_mistral(headers, values) is mistral

@@ -1,0 +1,240 @@
+"""Conversations that are more than a transcript: several recordings and turns, choices, stops, tools and schemas."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import OpenAI
+
+from answer import AnswerDelta, AnswerDone, ToolCallMade, Writer
+from config import DEMO_MODEL
+from engine.core import Token
+from engine.tokenizer import VoxtralTokenizer
+from tests.serving import Server
+from tests.speech import clip
+from transcript import Usage
+
+MODEL = "whisper-1"
+SPOKEN = clip("voice_en-us")
+AUDIO = {"type": "input_audio", "input_audio": {"data": base64.b64encode(SPOKEN.data).decode(), "format": "flac"}}
+QUESTION = {"type": "text", "text": "What is said in this recording?"}
+ASKED = [{"role": "user", "content": [AUDIO, QUESTION]}]
+WINDOW_TOKENS = 375  # of audio for each begun window of 30 s
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "description": "Keep a note.",
+        "parameters": {
+            "type": "object", "properties": {"text": {"type": "string", "maxLength": 20}}, "required": ["text"],
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(server: Server, messages: list[dict[str, Any]], **fields: Any) -> httpx.Response:
+    return server.client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, **fields})
+
+
+def test_several_recordings_and_turns_are_heard_in_one_context(server: Server) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [AUDIO, AUDIO, {"type": "text", "text": "Are these the same?"}]},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": [AUDIO, {"type": "text", "text": "And this one?"}]},
+    ]
+    answer = ask(server, messages, max_tokens=20)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["prompt_tokens_details"]["audio_tokens"] == 3 * WINDOW_TOKENS
+
+
+def test_a_chat_needs_no_audio(server: Server) -> None:
+    answer = ask(server, [{"role": "user", "content": "Say red."}], max_tokens=5).json()
+    assert answer["usage"]["prompt_tokens_details"]["audio_tokens"] == 0
+    assert 1 <= answer["usage"]["completion_tokens"] <= 5
+
+
+def test_the_language_of_a_recording_is_told_to_the_model(server: Server) -> None:
+    def text_tokens(**fields: Any) -> int:
+        answer = ask(server, ASKED, max_tokens=1, **fields).json()
+        return answer["usage"]["prompt_tokens_details"]["text_tokens"]
+
+    assert text_tokens(language="de") > text_tokens() + 5
+    refused = ask(server, [{"role": "user", "content": "Say red."}], language="de")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "language")
+
+
+def test_an_answer_says_when_its_limit_cut_it(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=ASKED, max_completion_tokens=2)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 2
+
+
+def test_choices_share_the_prompt_and_draw_for_themselves(client: OpenAI) -> None:
+    wanted = {"model": MODEL, "messages": ASKED, "n": 4, "temperature": 2.0, "seed": 5, "max_tokens": 12}
+    answer = client.chat.completions.create(**wanted)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert len(set(texts)) > 1
+    streamed = ["", "", "", ""]
+    for chunk in client.chat.completions.create(**wanted, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_ends_the_answer_and_is_not_in_it(client: OpenAI, stream: bool) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=ASKED).choices[0].message.content
+    stop = whole[len(whole) // 2 :][:4]
+    answer = client.chat.completions.create(model=MODEL, messages=ASKED, stop=[stop, "no such text"], stream=stream)
+    if stream:
+        chunks = [chunk.choices[0] for chunk in answer]
+        text, reason = "".join(choice.delta.content or "" for choice in chunks), chunks[-1].finish_reason
+    else:
+        text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+    assert text == whole[: whole.index(stop)]
+    assert reason == "stop"
+
+
+def test_logprobs_come_with_the_likeliest_others(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=ASKED, logprobs=True, top_logprobs=3)
+    scores = answer.choices[0].logprobs.content
+    assert (
+        b"".join(bytes(score.bytes) for score in scores).decode().strip() == answer.choices[0].message.content.strip()
+    )
+    for score in scores:
+        assert len(score.top_logprobs) == 3
+        assert score.top_logprobs[0].logprob == pytest.approx(score.logprob)  # greedy: the likeliest was taken
+        assert score.logprob <= 0
+
+
+def test_a_schema_holds_whatever_the_model_would_rather_say(client: OpenAI) -> None:
+    schema = {
+        "type": "object", "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer"}},
+        "required": ["colour", "count"], "additionalProperties": False,
+    }  # fmt: skip
+    answer = client.chat.completions.create(
+        model=MODEL, messages=ASKED, max_tokens=100, logit_bias={},
+        response_format={"type": "json_schema", "json_schema": {"name": "c", "schema": schema, "strict": True}},
+    )  # fmt: skip
+    found = json.loads(answer.choices[0].message.content)
+    assert found["colour"] in ("red", "blue")
+    assert isinstance(found["count"], int)
+
+
+def test_a_schema_that_cannot_be_is_refused(server: Server) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"name": "c", "schema": {"type": "nonsense"}}}
+    answer = ask(server, ASKED, response_format=response_format)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "response_format"
+
+
+def test_a_tool_that_must_be_called_is_called_with_fitting_arguments(client: OpenAI) -> None:
+    wanted = {"model": MODEL, "messages": ASKED, "tools": [TOOL], "tool_choice": "required", "max_tokens": 100}
+    choice = client.chat.completions.create(**wanted, parallel_tool_calls=False).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    call = choice.message.tool_calls[0]
+    assert call.function.name == "note"
+    assert set(json.loads(call.function.arguments)) == {"text"}
+    assert len(call.id) == 9
+
+    name = arguments = ""
+    for chunk in client.chat.completions.create(**wanted, parallel_tool_calls=False, stream=True):
+        for delta in chunk.choices[0].delta.tool_calls or ():
+            name += delta.function.name or ""
+            arguments += delta.function.arguments
+    assert (name, arguments) == ("note", call.function.arguments)
+
+    history = [
+        *ASKED,
+        {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]},
+        {"role": "tool", "tool_call_id": call.id, "content": "kept"},
+    ]
+    answer = client.chat.completions.create(model=MODEL, messages=history, tools=[TOOL], max_tokens=5)
+    assert answer.usage.completion_tokens >= 1
+
+
+def test_audio_beyond_the_context_is_refused_with_the_numbers(server: Server) -> None:
+    answer = ask(server, [{"role": "user", "content": [AUDIO] * 90 + [QUESTION]}])
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert f"{90 * WINDOW_TOKENS} of audio" in answer.json()["detail"]
+    assert "32768" in answer.json()["detail"]
+
+
+def test_a_bias_for_a_token_that_does_not_exist_is_refused(server: Server) -> None:
+    answer = ask(server, ASKED, logit_bias={"999999": 5})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logit_bias")
+
+
+def test_every_penalty_changes_what_is_said(client: OpenAI) -> None:
+    def text(**fields: Any) -> str:
+        answer = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=30, **fields)
+        return answer.choices[0].message.content
+
+    plain = text()
+    assert text() == plain
+    assert text(extra_body={"min_tokens": 29}) != plain
+    assert text(logit_bias={"2": 100}) == ""
+
+
+TOKENIZER = VoxtralTokenizer(DEMO_MODEL)
+LETTERS = st.text("ab", max_size=30)
+
+
+def written(text: str, stops: tuple[str, ...]) -> tuple[str, str, bool]:
+    """The deltas joined, the final text, and whether a stop text was met."""
+    writer, deltas = Writer(0, TOKENIZER, stops), []
+    for token in TOKENIZER._tekken.encode(text, bos=False, eos=False):
+        deltas += [event.text for event in writer.add(Token(token, -0.1)) if isinstance(event, AnswerDelta)]
+        if writer.stopped:
+            break
+    *last, done = writer.finish("stop", Usage())
+    assert isinstance(done, AnswerDone)
+    return "".join(deltas) + "".join(event.text for event in last), done.answer.text, writer.stopped
+
+
+@given(LETTERS, st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_deltas_are_the_text_before_the_first_stop_wherever_tokens_end(text: str, stops: list[str]) -> None:
+    ends = [text.index(stop) for stop in stops if stop in text]
+    joined, final, stopped = written(text, tuple(stops))
+    assert joined == final
+    assert stopped == bool(ends)
+    if ends:
+        assert final == text[: len(final)]
+        assert not any(stop in final for stop in stops)
+    else:
+        assert final == text
+
+
+def test_two_calls_after_a_text_become_a_text_and_two_calls() -> None:
+    def ids(text: str) -> list[int]:
+        return TOKENIZER._tekken.encode(text, bos=False, eos=False)
+
+    tokens = ids("Noted.")
+    for name, arguments in (("note", '{"text": "a"}'), ("send", "{}")):
+        tokens += [TOKENIZER.tool_calls, *ids(name), TOKENIZER.tool_arguments, *ids(arguments)]
+    writer = Writer(0, TOKENIZER)
+    events = [event for token in tokens for event in writer.add(Token(token, -0.1))]
+    events += writer.finish("stop", Usage())
+    calls = [event.call for event in events if isinstance(event, ToolCallMade)]
+    assert [(call.name, call.arguments) for call in calls] == [("note", '{"text": "a"}'), ("send", "{}")]
+    answer = events[-1].answer
+    assert (answer.text, answer.finish_reason) == ("Noted.", "tool_calls")
