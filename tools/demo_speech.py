@@ -6,18 +6,16 @@ This module knows nothing about models; it returns waveforms and the words that 
 
 from __future__ import annotations
 
-import io
 import pickle
 import random
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 import soxr
+
+from tools.espeak import espeak
 
 SAMPLE_RATE = 16_000
 FULL_SCALE = 32_767
@@ -40,6 +38,7 @@ EVERYDAY = (
 SOUND_ALIKES = {"grey": "gray", "to": "two", "for": "four", "ate": "eight", "write": "right"}
 RARE_SPELLING = 0.2
 SPOKEN_WORDS = " ".join([DIGITS, DAYS, MONTHS, COLOURS, SPELLING, EVERYDAY]).split()
+VOCABULARY = sorted([*SPOKEN_WORDS, *SOUND_ALIKES])
 
 TRAINED_VOICES = (
     "en-us", "en-gb", "en-us+m3", "en-us+f2", "en-us+f4", "en-gb+m7", "en-us+m1", "en-gb+f3", "en-gb-x-rp",
@@ -53,32 +52,39 @@ class Utterance:
     words: tuple[str, ...]
     samples: np.ndarray  # int16 (n,), 16 kHz, no silence at its ends
     voice: str
+    starts: tuple[int, ...]  # sample at which each word begins
 
 
 @dataclass(frozen=True)
 class Recording:
     samples: np.ndarray  # float32 (n,), 16 kHz, peak at most 1
     words: tuple[str, ...]  # as espeak-ng was given them: the common spelling of each sound
+    spans: tuple[tuple[int, int], ...] = ()  # first sample of each word, and the one after its last
 
 
 def speak(words: tuple[str, ...], voice: str, words_per_minute: int, pitch: int) -> Utterance:
     """Say `words` with espeak-ng and cut the silence off both ends."""
-    command = ["espeak-ng", "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", " ".join(words)]
-    wav = subprocess.run(command, capture_output=True, check=True).stdout
-    samples, rate = sf.read(io.BytesIO(wav), dtype="float32")
-    samples = soxr.resample(samples, rate, SAMPLE_RATE)
+    raw, word_starts = espeak().speak(" ".join(words), voice, words_per_minute, pitch)
+    rate = espeak().sample_rate
+    characters = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
+    known = sorted(word_starts.items())
+    # A word that espeak-ng joined to the one before begins in proportion to its place among the letters.
+    word_samples = np.interp(
+        characters, [*(c for c, _ in known), len(" ".join(words))], [*(sample for _, sample in known), len(raw)]
+    )
+    samples = soxr.resample(raw.astype(np.float32) / FULL_SCALE, rate, SAMPLE_RATE)
     loud = np.flatnonzero(np.abs(samples) > 1e-3)
-    samples = samples[max(0, loud[0] - 400) : loud[-1] + 800]
-    return Utterance(words, np.round(np.clip(samples, -1, 1) * FULL_SCALE).astype(np.int16), voice)
+    first = max(0, int(loud[0]) - 400)
+    samples = samples[first : loud[-1] + 800]
+    starts = tuple(max(0, int(start) * SAMPLE_RATE // rate - first) for start in word_samples)
+    return Utterance(words, np.round(np.clip(samples, -1, 1) * FULL_SCALE).astype(np.int16), voice, starts)
 
 
 def make_bank(count: int, voices: tuple[str, ...], seed: int) -> list[Utterance]:
     """`count` utterances of one to seven words, spread evenly over `voices`, at 130 to 200 words a minute."""
-    if shutil.which("espeak-ng") is None:
-        raise SystemExit("espeak-ng is not installed. On Debian or Ubuntu: apt-get install espeak-ng")
     rng = random.Random(seed)
-    jobs = [
-        (
+    return [
+        speak(
             tuple(rng.choice(SPOKEN_WORDS) for _ in range(rng.randint(1, 7))),
             voices[i % len(voices)],
             rng.randint(130, 200),
@@ -86,8 +92,6 @@ def make_bank(count: int, voices: tuple[str, ...], seed: int) -> list[Utterance]
         )
         for i in range(count)
     ]
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda job: speak(*job), jobs))
 
 
 def load_bank(path: Path, count: int, voices: tuple[str, ...], seed: int) -> list[Utterance]:
@@ -97,10 +101,10 @@ def load_bank(path: Path, count: int, voices: tuple[str, ...], seed: int) -> lis
     return pickle.loads(path.read_bytes())
 
 
-def spell(words: tuple[str, ...], rng: random.Random) -> str:
-    """The text for `words`, in which now and then a sound-alike is spelled the rare way."""
+def spell(words: tuple[str, ...], rng: random.Random) -> list[str]:
+    """`words` as they are written, now and then a sound-alike the rare way."""
     rare = {common: other for other, common in SOUND_ALIKES.items()}
-    return " ".join(rare[w] if w in rare and rng.random() < RARE_SPELLING else w for w in words)
+    return [rare[w] if w in rare and rng.random() < RARE_SPELLING else w for w in words]
 
 
 def coloured_noise(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -145,7 +149,7 @@ class Arranger:
     def recording(self, seconds: float, pauses: tuple[float, float], most: int = 10_000) -> Recording:
         """Clean speech of exactly `seconds`, at most `most` utterances, peak 1."""
         n = int(seconds * SAMPLE_RATE)
-        samples, words = np.zeros(n, np.float32), []
+        samples, words, spans = np.zeros(n, np.float32), [], []
         position = int(self.rng.uniform(0.0, 0.6) * SAMPLE_RATE)
         for _ in range(most):
             utterance = self._fitting(n - position)
@@ -154,8 +158,10 @@ class Arranger:
             spoken = utterance.samples.astype(np.float32) / FULL_SCALE * self.rng.uniform(0.4, 1.0)
             samples[position : position + len(spoken)] = spoken
             words.extend(utterance.words)
+            edges = [position + start for start in (*utterance.starts, len(spoken))]
+            spans.extend(pairwise(edges))
             position += len(spoken) + int(self.rng.uniform(*pauses) * SAMPLE_RATE)
-        return Recording(samples / max(float(np.abs(samples).max()), 1e-9), tuple(words))
+        return Recording(samples / max(float(np.abs(samples).max()), 1e-9), tuple(words), tuple(spans))
 
     def _fitting(self, space: int) -> Utterance | None:
         for _ in range(8):
@@ -174,7 +180,7 @@ class Arranger:
         samples = samples / max(float(np.abs(samples).max()), 1e-9) * 10 ** (gain_db / 20)
         if self.rng.random() < 0.5:
             samples = np.round(samples * FULL_SCALE) / FULL_SCALE
-        return Recording(samples.astype(np.float32), recording.words)
+        return replace(recording, samples=samples.astype(np.float32))
 
     def nothing(self, seconds: float) -> Recording:
         """Silence, noise or clicks: what must give no words."""

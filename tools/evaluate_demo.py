@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from api.instructions import instructed
 from engine.backends import load_backend
 from engine.backends.base import LoadOptions
 from engine.core import Job, Prompt, Sampling
@@ -22,7 +23,6 @@ from engine.worker import Worker
 from tests.speech import word_error_rate
 from tools.demo_instructions import instruction
 from tools.demo_speech import TRAINED_VOICES, UNHEARD_VOICES, Arranger, Recording, load_bank
-from transcript import Message
 
 DENSE, SPARSE = (0.1, 0.9), (2.0, 5.0)
 
@@ -49,7 +49,7 @@ def conditions(trained: Arranger, unheard: Arranger) -> list[Condition]:
         return lambda: arranger.degrade(arranger.recording(seconds, pauses), db)
 
     def asked(tokenizer: VoxtralTokenizer) -> Prompt:
-        return tokenizer.chat_prompt((Message("user", (instruction(rng),), audio_at=0),))
+        return tokenizer.chat_prompt(instructed(instruction(rng)))[0]
 
     def short() -> Recording:
         return trained.degrade(trained.recording(rng.uniform(1, 4), DENSE, most=1), -6)
@@ -71,9 +71,9 @@ def conditions(trained: Arranger, unheard: Arranger) -> list[Condition]:
 
 
 async def hear(worker: Worker, recording: Recording, prompt: Prompt) -> str:
-    stream = worker.submit(Job(prompt, recording.samples, 32 + round(len(recording.samples) / 1600), Sampling()))
-    decoder = TextDecoder(worker.backend.tokenizer)
-    return "".join([decoder.add(token.id) async for token in stream]) + decoder.finish()
+    stream = worker.submit(Job(prompt, (recording.samples,), 32 + round(len(recording.samples) / 1600), Sampling()))
+    decoder, token_bytes = TextDecoder(), worker.backend.tokenizer.token_bytes
+    return "".join([decoder.add(token_bytes(token.id)) async for token in stream]) + decoder.finish()
 
 
 async def evaluate(worker: Worker, trained: Arranger, unheard: Arranger, count: int) -> None:

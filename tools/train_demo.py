@@ -1,159 +1,117 @@
 """Train the demo model: a Voxtral of 5.5 million parameters that hears about a hundred words.
 
-    python -m tools.train_demo OUT [--start CHECKPOINT] [--steps N]
+    python -m tools.train_demo OUT [--start CHECKPOINT] [--hearing-steps N] [--reading-steps N]
 
-The shapes are Voxtral's own, shrunk: encoder 4 layers of 128, decoder 4 layers of 256, 2,048 Tekken ids. Two losses:
-cross entropy on the transcript, and CTC on the projected audio embeddings, without which the decoder finds no reason
-to listen for the first thousand steps. From nothing, windows of 6 seconds come first, because hearing is learnt there
-at a fifth of the cost; with `--start` those stages are skipped. The saved weights are an exponential moving average.
+The shapes are Voxtral's own, shrunk: encoder 4 layers of 128, decoder 4 layers of 256, 2,048 Tekken ids. Cross entropy
+on the transcript alone gives the decoder no reason to listen for the first thousand steps and lets it lose its place
+for thousands more. espeak-ng tells when each word begins, so both halves can be told what to do, in four phases:
 
-Needs espeak-ng. The run that made the committed weights is logged in demo_model/training.log.
+hearing     The encoder alone, mostly on 10 s: each audio embedding, 80 ms long, must name the word that is being
+            spoken, and how long ago the two words before it ended.
+reading     The decoder alone, on the embeddings of the finished encoder, 10 s long. Its heads are told where to look
+            (tools/demo_attention.py); halfway through it, positions must name the words before their own and count.
+reading on  The same on 30 and 60 s.
+joint       Both halves, on 30 and 60 s.
+
+Some of the words that the decoder reads as written are wrong, for it will make mistakes and must find on. The
+classifiers are thrown away, and the saved weights are an exponential moving average. Needs espeak-ng. The runs that
+made the committed weights are logged in demo_model/training.log.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
-import mistral_common
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-from transformers import VoxtralConfig, VoxtralForConditionalGeneration, WhisperFeatureExtractor
+from transformers import VoxtralForConditionalGeneration
 
+from tools.demo_attention import LOOK_BACK_LAYERS, STRIDE, looking_loss, watch
+from tools.demo_checkpoint import (
+    BEGIN_AUDIO,
+    BOS,
+    END_INST,
+    EOS,
+    INST,
+    PAD,
+    TRANSCRIBE,
+    new_model,
+    write_preprocessor,
+    write_tokenizer,
+)
+from tools.demo_ears import Ears
 from tools.demo_instructions import instruction
-from tools.demo_speech import SAMPLE_RATE, TRAINED_VOICES, Arranger, Recording, load_bank, spell
+from tools.demo_labels import (
+    DISTANCE_CLASSES,
+    EARLIER_WORDS,
+    WORD_CLASSES,
+    distances,
+    frames_of_words,
+    words_at,
+)
+from tools.demo_speech import SAMPLE_RATE, SPOKEN_WORDS, TRAINED_VOICES, Arranger, Recording, load_bank, spell
 
-VOCABULARY_SIZE, SPECIAL_TOKENS = 2048, 1000
-BOS, EOS, INST, END_INST, PAD, AUDIO, BEGIN_AUDIO, TRANSCRIBE = 1, 2, 3, 4, 11, 24, 25, 34
-SPECIAL_NAMES = {
-    0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
-    7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]", 9: "[TOOL_CALLS]", 10: "[IMG]", 11: "<pad>", 12: "[IMG_BREAK]",
-    13: "[IMG_END]", 14: "[PREFIX]", 15: "[MIDDLE]", 16: "[SUFFIX]", 17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]",
-    19: "[TOOL_CONTENT]", 24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 32: "[ARGS]", 33: "[CALL_ID]", 34: "[TRANSCRIBE]",
-}  # fmt: skip
-WINDOW_SECONDS = 30
-FRAMES_PER_SECOND = 100
-FRAMES_PER_TOKEN = 8  # the encoder halves the frames, the projector joins four: one audio token is 80 ms
+OTHER_LANGUAGES = ("de", "fr", "es", "it", "nl", "pt", "hi", "ar")
 
 
 @dataclass(frozen=True)
-class Stage:
-    steps: int
-    batch: int
-    seconds: float  # window; above 30 it must be a multiple of 30
-    learning_rate: float
-    ctc_weight: float  # 0: the encoder is not trained in this step
+class Phase:
+    name: str
+    batches: tuple[tuple[int, float, float], ...]  # recordings, seconds, share of the steps
+    peak: float  # learning rate
 
 
-FROM_NOTHING = (Stage(1400, 16, 6, 1e-3, 1.0), Stage(500, 8, 14, 7e-4, 0.5))
-# The last stages run interleaved, so that neither length is forgotten while the other is learnt.
-FULL_WINDOWS = (Stage(0, 6, 30, 6e-4, 0.2), Stage(0, 3, 60, 6e-4, 0.2))
-LONG_SHARE = 0.3  # of the full-window steps that see two windows of 30 s
-CTC_WARM_UP_STEPS = 75  # with --start the CTC head is new: until it means something the encoder must not follow it
-HEARING_STEPS = 300  # full-window steps after which the encoder, half of the cost, is trained in every second step only
+HEARING = Phase("hearing", ((16, 10.0, 0.8), (5, 30.0, 0.2)), 8e-4)
+# What the decoder has to learn can be learnt on 10 s, at a sixth of the cost; then it needs to see that it goes on.
+READING_SHORT = Phase("reading", ((10, 10.0, 1.0),), 1e-3)
+READING_LONG = Phase("reading on", ((4, 30.0, 0.5), (2, 60.0, 0.5)), 7e-4)
+JOINT = Phase("joint", ((4, 30.0, 0.6), (2, 60.0, 0.4)), 6e-4)
+MISTAKES = (0.0, 0.0, 0.0, 0.05, 0.15)  # shares of the words written so far that are wrong; one for each recording
+COUNT_STEP, COUNT_CLASSES = 4, 48  # words
+REPLAY = 256  # recordings of each length whose embeddings are kept, and ...
+FRESH = 0.34  # ... the share of each reading batch that is new: the encoder costs as much as the decoder
 
 
-def write_tokenizer(out: Path) -> None:
-    """Cut mistral-common's bundled Tekken vocabulary to the demo's size and add Voxtral's audio section."""
-    tekken = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text())
-    tekken.pop("image", None)
-    tekken["vocab"] = tekken["vocab"][: VOCABULARY_SIZE - SPECIAL_TOKENS]
-    tekken["config"].update(
-        default_vocab_size=VOCABULARY_SIZE, default_num_special_tokens=SPECIAL_TOKENS, version="v13",
-        num_vocab_tokens=len(tekken["vocab"]),
-    )  # fmt: skip
-    tekken["special_tokens"] = [
-        {"rank": i, "token_str": SPECIAL_NAMES.get(i, f"<SPECIAL_{i}>"), "is_control": True}
-        for i in range(SPECIAL_TOKENS)
-    ]
-    tekken["audio"] = {
-        "sampling_rate": SAMPLE_RATE,
-        "frame_rate": 12.5,
-        "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
-        "chunk_length_s": 30.0,
-    }
-    (out / "tekken.json").write_text(json.dumps(tekken))
-
-
-def write_preprocessor(out: Path) -> None:
-    WhisperFeatureExtractor(feature_size=128).save_pretrained(out)
-    path = out / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "VoxtralProcessor"}, indent=2))
-
-
-def sinusoids(length: int, channels: int) -> torch.Tensor:
-    """Whisper's fixed positions (length, channels): sines, then cosines, of geometrically spaced frequencies."""
-    step = math.log(10_000) / (channels // 2 - 1)
-    angles = torch.arange(length)[:, None] * torch.exp(-step * torch.arange(channels // 2))[None]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def new_model() -> VoxtralForConditionalGeneration:
-    config = VoxtralConfig(
-        text_config={
-            "model_type": "llama", "vocab_size": VOCABULARY_SIZE, "hidden_size": 256, "intermediate_size": 768,
-            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-            "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 1e8,
-        },
-        audio_config={
-            "model_type": "voxtral_encoder", "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-        },
-        audio_token_id=AUDIO,
-        projector_hidden_act="gelu",
-    )  # fmt: skip
-    model = VoxtralForConditionalGeneration(config)
-    positions = model.model.audio_tower.embed_positions.weight
-    positions.data.copy_(sinusoids(*positions.shape))
-    return model
+def classifier(inputs: int, classes: int) -> torch.nn.Module:
+    """Names classes by hidden states of any scale."""
+    return torch.nn.Sequential(torch.nn.RMSNorm(inputs), torch.nn.Linear(inputs, classes))
 
 
 class Trainer:
     def __init__(self, model: VoxtralForConditionalGeneration, tokenizer: Tekkenizer, arranger: Arranger) -> None:
         self.model, self.tokenizer, self.arranger = model, tokenizer, arranger
         self.rng = random.Random(arranger.rng.random())
-        self.ctc_head = torch.nn.Linear(model.config.text_config.hidden_size, VOCABULARY_SIZE)
-        trained = [p for p in [*model.parameters(), *self.ctc_head.parameters()] if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-        self.parameters = trained
+        hidden_size = model.config.text_config.hidden_size
+        self.word_head = classifier(hidden_size, WORD_CLASSES)
+        self.distance_head = classifier(hidden_size, 2 * DISTANCE_CLASSES)
+        self.place_head = classifier(hidden_size, len(EARLIER_WORDS) * WORD_CLASSES)
+        self.count_head = classifier(hidden_size, COUNT_CLASSES)
+        self.word_ids = torch.tensor([self._ids(f" {word}")[0] for word in SPOKEN_WORDS])
+        judges = (self.word_head, self.distance_head, self.place_head, self.count_head)
+        heads = [parameter for judge in judges for parameter in judge.parameters()]
+        body = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [*body, *heads]
+        # The heads are new and shallow: they may learn faster than what they judge.
+        groups = [{"params": body, "scale": 1.0}, {"params": heads, "scale": 4.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        features = WhisperFeatureExtractor(feature_size=128)
-        self.mel_filters = torch.tensor(features.mel_filters, dtype=torch.float32).T
-        self.window = torch.hann_window(400)
+        self.ears = Ears(model)
         self.step_number = 0
-
-    def mel(self, waves: torch.Tensor) -> torch.Tensor:
-        """Log-mel (batch, 128, frames) of waves (batch, samples), as WhisperFeatureExtractor computes it."""
-        power = torch.stft(waves, 400, 160, window=self.window, return_complex=True)[..., :-1].abs() ** 2
-        log = torch.clamp(self.mel_filters @ power, min=1e-10).log10()
-        log = torch.maximum(log, log.amax((1, 2), keepdim=True) - 8)
-        return (log + 4) / 4
-
-    def listen(self, mel: torch.Tensor) -> torch.Tensor:
-        """Audio embeddings (batch, tokens, hidden) of mel (batch, 128, frames): what get_audio_features does, but for
-        windows shorter than 30 s too."""
-        frames = min(mel.shape[-1], WINDOW_SECONDS * FRAMES_PER_SECOND)
-        windows = mel.unflatten(-1, (-1, frames)).transpose(1, 2).flatten(0, 1)
-        tower = self.model.model.audio_tower
-        hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(windows)))).transpose(1, 2)
-        hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
-        for layer in tower.layers:
-            hidden = layer(hidden, attention_mask=None)
-        hidden = tower.layer_norm(hidden).reshape(len(mel), -1, self.model.config.audio_config.intermediate_size)
-        return self.model.model.multi_modal_projector(hidden)
+        self.memory: dict[float, list[tuple[torch.Tensor, Recording]]] = {}  # by length in seconds
 
     def prompt(self) -> tuple[list[int], list[int]]:
         """Ids before and after the audio: transcription with or without a language, or an instruction."""
         kind = self.rng.random()
         if kind < 0.35:
-            language = "en" if self.rng.random() < 0.85 else self.rng.choice("de fr es it nl pt hi ar".split())
+            language = "en" if self.rng.random() < 0.85 else self.rng.choice(OTHER_LANGUAGES)
             return [BOS, INST, BEGIN_AUDIO], [END_INST, *self._ids(f"lang:{language}"), TRANSCRIBE]
         if kind < 0.65:
             return [BOS, INST, BEGIN_AUDIO], [END_INST, TRANSCRIBE]
@@ -165,61 +123,127 @@ class Trainer:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, bos=False, eos=False)
 
-    def batch(self, size: int, seconds: float) -> tuple[torch.Tensor, list[list[int]]]:
+    def batch(self, size: int, seconds: float) -> tuple[torch.Tensor, list[Recording]]:
         recordings = [self.arranger.training_recording(seconds) for _ in range(size)]
         waves = np.stack([self._padded(r, int(seconds * SAMPLE_RATE)) for r in recordings])
-        targets = [[*self._ids(spell(r.words, self.rng)), EOS] for r in recordings]
-        return self.mel(torch.from_numpy(waves)), targets
+        return self.ears.mel(torch.from_numpy(waves)), recordings
 
     @staticmethod
     def _padded(recording: Recording, n: int) -> np.ndarray:
         return np.pad(recording.samples, (0, n - len(recording.samples)))
 
-    def loss(self, mel: torch.Tensor, targets: list[list[int]], ctc_weight: float) -> tuple[torch.Tensor, float, float]:
-        with torch.set_grad_enabled(ctc_weight > 0):
-            audio = self.listen(mel)
-        size, audio_tokens, _ = audio.shape
+    def decode(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (batch, length, hidden) after the first LOOK_BACK_LAYERS layers and after all."""
+        decoder = self.model.model.language_model
+        rotation = decoder.rotary_emb(inputs, position_ids=torch.arange(inputs.shape[1])[None])
+        hidden, halfway = inputs, inputs
+        for number, layer in enumerate(decoder.layers, start=1):
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotation)
+            halfway = hidden if number == LOOK_BACK_LAYERS else halfway
+        return halfway, decoder.norm(hidden)
+
+    def hearing_losses(self, size: int, seconds: float) -> dict[str, torch.Tensor]:
+        mel, recordings = self.batch(size, seconds)
+        return self.heard(self.ears.listen(mel, self.rng), recordings)
+
+    def reading_losses(self, size: int, seconds: float) -> dict[str, torch.Tensor]:
+        return self.read(*self.replayed(size, seconds))
+
+    def joint_losses(self, size: int, seconds: float) -> dict[str, torch.Tensor]:
+        mel, recordings = self.batch(size, seconds)
+        audio = self.ears.listen(mel, self.rng)
+        read = self.read(audio, recordings)
+        return self.heard(audio, recordings) | read | {"text": 2 * read["text"]}
+
+    def heard(self, audio: torch.Tensor, recordings: list[Recording]) -> dict[str, torch.Tensor]:
+        words = torch.from_numpy(np.stack([words_at(r, audio.shape[1]) for r in recordings]))
+        hearing = F.cross_entropy(self.word_head(audio).flatten(0, 1), words[..., 0].flatten())
+        far = torch.from_numpy(np.stack([distances(r, audio.shape[1]) for r in recordings]))
+        guesses = self.distance_head(audio).unflatten(-1, (-1, DISTANCE_CLASSES))
+        one, two = (F.cross_entropy(guesses[:, :, i].flatten(0, 1), far[..., i].flatten()) for i in range(2))
+        return {"hearing": hearing, "one before": 0.3 * one, "two before": 0.2 * two}
+
+    def replayed(self, size: int, seconds: float) -> tuple[torch.Tensor, list[Recording]]:
+        """Audio embeddings (size, tokens, hidden), some new and some seen before, and their recordings."""
+        kept = self.memory.setdefault(seconds, [])
+        fresh = size if len(kept) < REPLAY // 4 else max(1, round(size * FRESH))
+        mel, recordings = self.batch(fresh, seconds)
+        with torch.no_grad():
+            new = list(zip(self.ears.listen(mel, self.rng), recordings, strict=True))
+        chosen = [*new, *self.rng.sample(kept, size - fresh)]
+        kept.extend(new)
+        del kept[: max(0, len(kept) - REPLAY)]
+        return torch.stack([audio for audio, _ in chosen]), [recording for _, recording in chosen]
+
+    def read(self, audio: torch.Tensor, recordings: list[Recording]) -> dict[str, torch.Tensor]:
+        size = len(recordings)
+        spelled = [self._spelled(r) for r in recordings]
+        longest = max(len(ids) for ids, _ in spelled)
         before, after = self.prompt()
-        longest = max(map(len, targets))
-        labels = torch.full((size, longest), -100)
-        for row, target in zip(labels, targets, strict=True):
-            row[: len(target)] = torch.tensor(target)
+        labels, spoken = torch.full((size, longest), -100), torch.full((size, longest), -1)
+        for row, (ids, word_numbers) in enumerate(spelled):
+            labels[row, : len(ids)] = torch.tensor(ids)
+            spoken[row, : len(word_numbers)] = torch.tensor(word_numbers)
         embed = self.model.model.language_model.embed_tokens
         fixed = [embed(torch.tensor([ids])).expand(size, -1, -1) for ids in (before, after)]
-        inputs = torch.cat([fixed[0], audio, fixed[1], embed(labels[:, :-1].clamp(min=0))], dim=1)
-        hidden = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        written = torch.stack([self._with_mistakes(row) for row in labels[:, :-1].clamp(min=0)])
+        inputs = torch.cat([fixed[0], audio, fixed[1], embed(written)], dim=1)
+        halfway, hidden = self.decode(inputs)
         logits = self.model.lm_head(hidden[:, -longest:])
-        token_losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        per_token = token_losses.sum() / sum(map(len, targets))
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        lengths = torch.tensor([len(ids) for ids, _ in spelled])
         # Averaged by recording too, so that a lone end-of-text after silence counts beside hundreds of words.
-        per_recording = (token_losses.sum(1) / torch.tensor([len(t) for t in targets])).mean()
-        loss = 0.7 * per_token + 0.3 * per_recording
-        if ctc_weight == 0:
-            return loss, per_token.item(), math.nan
-        ctc_loss = F.ctc_loss(
-            self.ctc_head(audio.detach() if self.step_number < CTC_WARM_UP_STEPS else audio)
-            .log_softmax(-1)
-            .transpose(0, 1),
-            torch.tensor([i for target in targets for i in target[:-1]]),
-            torch.full((size,), audio_tokens),
-            torch.tensor([len(target) - 1 for target in targets]),
-            zero_infinity=True,
-            reduction="sum",
-        ) / sum(map(len, targets))
-        return loss + ctc_weight * ctc_loss, per_token.item(), ctc_loss.item()
+        text = 0.7 * losses.sum() / lengths.sum() + 0.3 * (losses.sum(1) / lengths).mean()
+        words = torch.from_numpy(np.stack([words_at(r, audio.shape[1]) for r in recordings]))
+        places = self.place_head(halfway[:, len(before) : len(before) + audio.shape[1]])
+        place = F.cross_entropy(places.unflatten(-1, (-1, WORD_CLASSES)).flatten(0, 2), words[..., 1:].flatten())
+        frames = torch.from_numpy(np.stack([frames_of_words(r, audio.shape[1]) for r in recordings]))
+        counted = self._count_loss(halfway[:, len(before) : len(before) + audio.shape[1]], frames)
+        counted = counted + self._count_loss(halfway[:, -longest:], spoken)
+        looking = looking_loss(spoken, frames, len(before), self.rng.randrange(STRIDE))
+        return {"text": text, "place": place, "looking": looking, "count": 0.3 * counted}
 
-    def step(self, stage: Stage, learning_rate: float) -> tuple[float, float]:
-        mel, targets = self.batch(stage.batch, stage.seconds)
-        loss, text_loss, ctc_loss = self.loss(mel, targets, stage.ctc_weight)
+    def _count_loss(self, hidden: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """How badly hidden states (batch, positions, hidden) tell the number of the word there, in steps of COUNT_STEP.
+
+        One classifier for what was heard and what was written makes both tell it in the same way, so that attention
+        can compare them.
+        """
+        wanted = torch.where(numbers >= 0, (numbers // COUNT_STEP).clamp(max=COUNT_CLASSES - 1), -100)
+        return F.cross_entropy(self.count_head(hidden).flatten(0, 1), wanted.flatten(), ignore_index=-100)
+
+    def _with_mistakes(self, ids: torch.Tensor) -> torch.Tensor:
+        """What was written, some of it wrong: a decoder that saw right words only is lost after its first error."""
+        share = self.rng.choice(MISTAKES)
+        wrong = torch.rand(len(ids)) < share
+        return torch.where(wrong, self.word_ids[torch.randint(len(self.word_ids), ids.shape)], ids)
+
+    def _spelled(self, recording: Recording) -> tuple[list[int], list[int]]:
+        """Target ids, and for each of them the number of the word that it writes; the end comes after the last."""
+        ids, numbers = [], []
+        for number, word in enumerate(spell(recording.words, self.rng)):
+            pieces = self._ids(f" {word}")
+            ids += pieces
+            numbers += [number] * len(pieces)
+        return [*ids, EOS], [*numbers, len(recording.words)]
+
+    def step(self, losses: dict[str, torch.Tensor], learning_rate: float) -> dict[str, float]:
+        """One update. Returns the losses by name."""
         self.optimizer.zero_grad()
-        loss.backward()
+        sum(losses.values(), start=torch.zeros(())).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
         self.step_number += 1
         self._update_average()
-        return text_loss, ctc_loss
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def train_encoder(self, wanted: bool) -> None:
+        """Go on from the averaged weights, with the encoder as it is or with all of the model."""
+        self.model.load_state_dict(self.average)
+        for part in (self.model.model.audio_tower, self.model.model.multi_modal_projector):
+            part.requires_grad_(wanted)
 
     def _update_average(self) -> None:
         decay = min(0.998, self.step_number / (self.step_number + 9))
@@ -235,25 +259,37 @@ class Trainer:
         model.to(torch.bfloat16).save_pretrained(out)
 
 
-def schedule(from_nothing: bool, full_steps: int, rng: random.Random) -> list[tuple[Stage, float]]:
-    """(stage, learning rate) for each step: warm-up, then a cosine to a twentieth within the full windows."""
-    plan = [(stage, stage.learning_rate) for stage in FROM_NOTHING for _ in range(stage.steps) if from_nothing]
-    for k in range(full_steps):
-        stage = FULL_WINDOWS[rng.random() < LONG_SHARE]
-        if k > HEARING_STEPS and k % 2:
-            stage = replace(stage, ctc_weight=0)
-        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * k / full_steps)) / 2
-        plan.append((stage, stage.learning_rate * cosine))
-    return [(stage, rate * min(1.0, (i + 1) / 150)) for i, (stage, rate) in enumerate(plan)]
+def learning_rate(k: int, steps: int, peak: float) -> float:
+    """A warm-up, then a cosine to a twentieth."""
+    return peak * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * (1 + math.cos(math.pi * k / steps)) / 2)
+
+
+def train(trainer: Trainer, phase: Phase, steps: int, out: Path) -> None:
+    trainer.train_encoder(phase in (HEARING, JOINT))
+    losses_of = {HEARING: trainer.hearing_losses, JOINT: trainer.joint_losses}.get(phase, trainer.reading_losses)
+    started, recent = time.time(), []
+    for k in range(steps):
+        size, seconds, _ = trainer.rng.choices(phase.batches, weights=[share for *_, share in phase.batches])[0]
+        recent.append(trainer.step(losses_of(size, seconds), learning_rate(k, steps, phase.peak)))
+        if (k + 1) % 25 == 0:
+            means = " ".join(f"{name} {mean(losses[name] for losses in recent):.4f}" for name in recent[0])
+            print(f"{phase.name} {k + 1} {time.time() - started:.0f} s {means}", flush=True)
+            recent.clear()
+        if (k + 1) % 100 == 0:
+            trainer.save(out)
+    trainer.save(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, help="continue from this checkpoint instead of from nothing")
-    parser.add_argument("--steps", type=int, default=2000, help="steps on windows of 30 and 60 s")
+    parser.add_argument("--hearing-steps", type=int, default=3000)
+    parser.add_argument("--short-steps", type=int, default=1000, help="of reading, on 10 s")
+    parser.add_argument("--joint-steps", type=int, default=500, help="of both halves on 30 and 60 s")
+    parser.add_argument("--reading-steps", type=int, default=2000, help="on 30 and 60 s")
     parser.add_argument("--bank", type=Path, default=Path("bank.pkl"), help="where the spoken utterances are kept")
-    parser.add_argument("--utterances", type=int, default=9600)
+    parser.add_argument("--utterances", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -268,27 +304,17 @@ def main() -> None:
         model.load_state_dict(
             VoxtralForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32).state_dict()
         )
+    watch(model)
     trainer = Trainer(model, Tekkenizer.from_file(args.out / "tekken.json"), Arranger(bank, args.seed))
-    plan = schedule(not args.start, args.steps, random.Random(args.seed))
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(plan)} steps, seed {args.seed}, "
-        f"start {args.start}"
-    )
-    started = time.time()
-    recent: list[tuple[float, float]] = []
-    for stage, rate in plan:
-        recent.append(trainer.step(stage, rate))
-        if trainer.step_number % 25 == 0:
-            text, ctc = np.nanmean(recent, axis=0)
-            print(
-                f"step {trainer.step_number} {time.time() - started:.0f} s lr {rate:.1e} text {text:.4f} ctc {ctc:.3f}",
-                flush=True,
-            )
-            recent.clear()
-        if trainer.step_number % 200 == 0:
-            trainer.save(args.out)
-    trainer.save(args.out)
-    print(f"done after {time.time() - started:.0f} s")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {vars(args)}", flush=True)
+    for phase, steps in (
+        (HEARING, args.hearing_steps),
+        (READING_SHORT, args.short_steps),
+        (READING_LONG, args.reading_steps),
+        (JOINT, args.joint_steps),
+    ):
+        if steps:
+            train(trainer, phase, steps, args.out)
 
 
 if __name__ == "__main__":
