@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,7 +25,6 @@ from api.edge import RequestId, RequireKey
 from api.service import Service
 from api.uploads import BodyLimit
 from config import DEMO_MODEL, ConfigError, Settings, load_settings
-from engine.worker import Worker
 from metrics import Gauges, Metrics
 from model_manager import ModelManager, ModelUnavailable, until_finished
 from model_store import missing_files, valid_repository
@@ -32,10 +32,13 @@ from model_table import model_spec
 from responder import Responder
 from transcriber import Transcriber
 
+if TYPE_CHECKING:
+    from engine.worker import Worker  # brings torch, which takes seconds
+
 log = logging.getLogger("voxtral")
 
-# The demo model hears short pieces better than long ones; see its README.
-DEMO_DEFAULTS = {"audio_chunk_size_seconds": 6}
+# The demo model loses its place in long pieces; see its README.
+DEMO_DEFAULTS = {"audio_chunk_size_seconds": 15}
 SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 
 

@@ -13,18 +13,20 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 from mistral_common.exceptions import MistralCommonException
 from safetensors import SafetensorError
 
 from config import Settings
-from engine.backends import load_backend, memory_needed
+from engine.backends import load_backend, memory_needed, start_worker
 from engine.backends.base import LoadOptions
-from engine.worker import Worker
 from model_store import Download, ModelStore, valid_repository
 from model_table import MODELS, ModelSpec, Names, model_spec
+
+if TYPE_CHECKING:
+    from engine.worker import Worker  # brings torch, which takes seconds
 
 log = logging.getLogger("voxtral.models")
 
@@ -118,7 +120,7 @@ class Model:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise ModelUnavailable("failed", f"The model {self.spec.id} could not be loaded: {reason}") from error
         self.load_error = None
-        self._worker = Worker(backend)
+        self._worker = start_worker(backend)
         self.last_used = time.monotonic()
         log.info("loaded %s: %s", self.spec.id, backend.description)
         return self._worker

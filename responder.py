@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from answer import Answer, AnswerDone, AnswerEvent, Writer
 from audio_processor import SAMPLE_RATE, AudioFile
 from config import Settings
 from engine.core import Job, PromptInvalid, PromptTooLong, Sampling
-from engine.worker import JobStream, Worker
 from metrics import Metrics
 from model_manager import Model, ModelManager
 from transcript import Conversation, Usage
+
+if TYPE_CHECKING:
+    from engine.worker import JobStream, Worker  # brings torch, which takes seconds
 
 LONGEST_SECONDS = 32_768 * 0.08  # a token of audio is 80 ms, and the context has so many
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import languages
 from admission import Admission, TooManyRequests
@@ -20,7 +21,6 @@ from chunking import Chunk, chunks
 from config import Settings
 from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import TextDecoder, VoxtralTokenizer
-from engine.worker import JobStream, Worker
 from metrics import Metrics
 from model_manager import Model, ModelManager
 from transcript import (
@@ -34,6 +34,9 @@ from transcript import (
     Transcript,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from engine.worker import JobStream, Worker  # brings torch, which takes seconds
 
 log = logging.getLogger("voxtral.transcriber")
 

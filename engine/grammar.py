@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import numpy as np
-import torch
 from llguidance import LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
@@ -26,11 +25,11 @@ class GrammarMatcher:
         self._size = tokenizer.vocab_size
         self._bits = allocate_token_bitmask(1, self._size)
 
-    def allowed(self) -> torch.Tensor:
+    def allowed(self) -> np.ndarray:
         """Bool (vocabulary,)."""
         fill_next_token_bitmask(self._matcher, self._bits)
         bits = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")[: self._size]
-        return torch.from_numpy(bits.astype(bool))
+        return bits.astype(bool)
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from engine.core import Sampling, Token
@@ -13,7 +14,7 @@ from engine.core import Sampling, Token
 class Grammar(Protocol):
     """What a text may go on with."""
 
-    def allowed(self) -> torch.Tensor:
+    def allowed(self) -> np.ndarray:
         """Bool (vocabulary,): True for the tokens that may come next."""
 
     def accept(self, token: int) -> None:
@@ -63,7 +64,7 @@ class Sampler:
         if self._counts.total() < wanted.min_tokens:
             logits[self._end_of_text] = -torch.inf
         if self._grammar:
-            logits.masked_fill_(~self._grammar.allowed(), -torch.inf)
+            logits[torch.from_numpy(~self._grammar.allowed())] = -torch.inf
         return logits
 
     def _draw(self, logits: torch.Tensor) -> int:

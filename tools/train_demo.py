@@ -72,9 +72,9 @@ class Phase:
 HEARING = Phase("hearing", ((16, 10.0, 0.8), (5, 30.0, 0.2)), 8e-4)
 # What the decoder has to learn can be learnt on 10 s, at a sixth of the cost; then it needs to see that it goes on.
 READING_SHORT = Phase("reading", ((10, 10.0, 1.0),), 1e-3)
-READING_LONG = Phase("reading on", ((4, 30.0, 0.5), (2, 60.0, 0.5)), 7e-4)
+READING_LONG = Phase("reading on", ((4, 30.0, 0.5), (2, 60.0, 0.5)), 4e-4)
 JOINT = Phase("joint", ((4, 30.0, 0.6), (2, 60.0, 0.4)), 6e-4)
-MISTAKES = (0.0, 0.0, 0.0, 0.05, 0.15)  # shares of the words written so far that are wrong; one for each recording
+MISTAKES = (0.0, 0.0, 0.0, 0.05, 0.1)  # shares of the words written so far that are wrong; one for each recording
 COUNT_STEP, COUNT_CLASSES = 4, 48  # words
 REPLAY = 256  # recordings of each length whose embeddings are kept, and ...
 FRESH = 0.34  # ... the share of each reading batch that is new: the encoder costs as much as the decoder

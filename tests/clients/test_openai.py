@@ -31,9 +31,8 @@ def test_every_clip_is_heard(client: openai.OpenAI) -> None:
     for spoken in clips_of("unheard voice"):
         text = client.audio.transcriptions.create(model=MODEL, file=spoken.path, language="en").text
         unheard.append((spoken.words, text))
-    # What the demo model reaches today; its README says what it should reach.
-    assert word_error_rate(pairs) <= 0.12
-    assert word_error_rate(unheard) <= 0.20
+    assert word_error_rate(pairs) <= 0.03
+    assert word_error_rate(unheard) <= 0.10
 
 
 @pytest.mark.parametrize("spoken", clips_of("no speech"), ids=lambda c: c.file)
