@@ -191,3 +191,23 @@ async def test_sixteen_requests_at_once_are_all_right_and_share_the_batch(server
         answers = await together
     assert word_error_rate([(c.words, a.text) for c, a in zip(spoken, answers, strict=True)]) <= 0.05
     assert max(running) >= 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the method, not of the endpoint
+@pytest.mark.parametrize("kind", ["json", "text", "verbose_json", "srt", "vtt"])
+def test_a_translation_comes_in_every_format(client: openai.OpenAI, kind: str) -> None:
+    answer = client.audio.translations.create(model=MODEL, file=clip("voice_en-us").path, response_format=kind)
+    text = answer if isinstance(answer, str) else answer.text
+    assert text.strip()
+    if kind == "verbose_json":
+        assert answer.language == "english"
+
+
+def test_logprobs_come_with_the_text_and_with_its_deltas(client: openai.OpenAI) -> None:
+    spoken = clip("voice_en-us")
+    answer = client.audio.transcriptions.create(model=MODEL, file=spoken.path, include=["logprobs"])
+    assert b"".join(bytes(map(int, score.bytes)) for score in answer.logprobs).decode().strip() == answer.text
+    events = client.audio.transcriptions.create(model=MODEL, file=spoken.path, include=["logprobs"], stream=True)
+    *deltas, done = list(events)
+    assert [score.token for delta in deltas for score in delta.logprobs] == [score.token for score in answer.logprobs]
+    assert all(score.logprob <= 0 for score in done.logprobs)
