@@ -194,7 +194,8 @@ class ModelManager:
                 await self._make_room(model)
                 return await model.load(self._options)
             except ModelUnavailable as error:
-                model.load_error = str(error)
+                if error.reason == "failed":  # a model that found no room beside those in use will find it later
+                    model.load_error = str(error)
                 log.error("%s", error)
                 raise
 

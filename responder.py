@@ -18,7 +18,7 @@ from admission import Admission
 from answer import Answer, AnswerDone, AnswerEvent, Writer
 from audio_processor import SAMPLE_RATE, AudioFile
 from config import Settings
-from engine.core import Job, PromptInvalid, PromptTooLong, Sampling
+from engine.core import Job, PromptTooLong, Sampling
 from metrics import Metrics
 from model_manager import Model, ModelManager
 from transcript import Conversation, Usage
@@ -95,14 +95,9 @@ class Reply:
         """What the engine is asked. Raises PromptInvalid, PromptTooLong."""
         request, tokenizer = self._request, worker.backend.tokenizer
         prompt, grammar = await asyncio.to_thread(tokenizer.chat_prompt, request.conversation)
-        for token, _ in request.sampling.logit_bias:
-            if not 0 <= token < tokenizer.vocabulary_size:
-                raise PromptInvalid(
-                    f"logit_bias names the token {token}; this model has {tokenizer.vocabulary_size}.", "logit_bias"
-                )
         most = request.max_tokens or self._responder.settings.max_answer_tokens
         job = Job(prompt, self._samples, most, request.sampling, grammar)
-        worker.check_fits(prompt, worker.audio_tokens(job), most)
+        worker.check(prompt, worker.audio_tokens(job), most, job.sampling)
         return job
 
     async def events(self) -> AsyncGenerator[AnswerEvent]:

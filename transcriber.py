@@ -115,7 +115,7 @@ class Transcription:
         prompt = await asyncio.to_thread(_prompt, worker.backend.tokenizer, self.request)
         seconds = self._settings.audio_chunk_size_seconds
         audio_tokens = worker.backend.audio_tokens(seconds * SAMPLE_RATE)
-        worker.check_fits(prompt, audio_tokens, self._token_cap(seconds))
+        worker.check(prompt, audio_tokens, self._token_cap(seconds), self.request.sampling)
 
     def _token_cap(self, seconds: float) -> int:
         cap = self._settings.token_cap(seconds)

@@ -98,7 +98,7 @@ def parse(values: Mapping[str, Any]) -> TranscriptionCall:
         conversation=prompted_transcription(prompt, language) if prompt else None,
         sampling=Sampling(fields.number(values, "temperature", 0, 1) or 0.0, seed=fields.integer(values, "seed")),
     )
-    shape = Shape(model_name(values), logprobs=_logprobs(values), segments=_segments(values))
+    shape = Shape(model_name(values), logprobs=_logprobs(values, response_format, stream), segments=_segments(values))
     return TranscriptionCall(response_format, stream, shape, request)
 
 
@@ -119,10 +119,12 @@ def _response_format(values: Mapping[str, Any]) -> str:
     return fields.choice(values, "response_format", tuple(FORMATS), "json")
 
 
-def _logprobs(values: Mapping[str, Any]) -> bool:
+def _logprobs(values: Mapping[str, Any], response_format: str, stream: bool) -> bool:
     wanted = fields.listed(values, "include")
     if any(value != "logprobs" for value in wanted):
         raise invalid("include", "include may only hold 'logprobs'.")
+    if wanted and response_format != "json" and not stream:
+        raise unsupported("include", f"{response_format} has no place for logprobs. Ask for response_format json.")
     return bool(wanted)
 
 

@@ -19,7 +19,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.backends.base import Backend
-from engine.core import EngineError, EngineStopped, Job, JobDone, JobFailed, Prompt, PromptTooLong, Token
+from engine.core import (
+    EngineError,
+    EngineStopped,
+    Job,
+    JobDone,
+    JobFailed,
+    Prompt,
+    PromptInvalid,
+    PromptTooLong,
+    Sampling,
+    Token,
+)
 from engine.grammar import GrammarMatcher
 from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Scheduler
@@ -101,9 +112,9 @@ class Worker:
     def submit(self, job: Job) -> JobStream:
         """Queue a job; call it from the event loop that will read the stream.
 
-        Raises PromptTooLong, or EngineStopped when the worker is no longer there.
+        Raises PromptTooLong, PromptInvalid, or EngineStopped when the worker is no longer there.
         """
-        self.check_fits(job.prompt, self.audio_tokens(job), job.max_tokens)
+        self.check(job.prompt, self.audio_tokens(job), job.max_tokens, job.sampling)
         if not self.alive:
             raise EngineStopped("The model is not running.")
         stream = JobStream(job, self)
@@ -113,8 +124,15 @@ class Worker:
     def audio_tokens(self, job: Job) -> int:
         return sum(self.backend.audio_tokens(len(samples)) for samples in job.audio)
 
-    def check_fits(self, prompt: Prompt, audio_tokens: int, max_tokens: int) -> None:
-        """Raises PromptTooLong when prompt, audio and answer are more than the model's context."""
+    def check(self, prompt: Prompt, audio_tokens: int, max_tokens: int, sampling: Sampling) -> None:
+        """Raises PromptTooLong when prompt, audio and answer are more than the model's context, and PromptInvalid for
+        a bias of a token that it does not have."""
+        vocabulary_size = self.backend.tokenizer.vocabulary_size
+        for token, _ in sampling.logit_bias:
+            if not 0 <= token < vocabulary_size:
+                raise PromptInvalid(
+                    f"logit_bias names the token {token}; this model has {vocabulary_size}.", "logit_bias"
+                )
         needed = prompt.text_tokens + audio_tokens + max_tokens
         if needed > self.backend.context_length:
             raise PromptTooLong(

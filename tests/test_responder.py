@@ -182,6 +182,8 @@ def test_audio_beyond_the_context_is_refused_with_the_numbers(server: Server) ->
 def test_a_bias_for_a_token_that_does_not_exist_is_refused(server: Server) -> None:
     answer = ask(server, ASKED, logit_bias={"999999": 5})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logit_bias")
+    transcript = ask(server, [{"role": "user", "content": [AUDIO]}], logit_bias={"999999": 5})
+    assert (transcript.status_code, transcript.json()["error"]["param"]) == (400, "logit_bias")
 
 
 def test_every_penalty_changes_what_is_said(client: OpenAI) -> None:

@@ -49,6 +49,7 @@ def assert_error(response: httpx.Response, status: int, code: str, param: str | 
         ({"diarize": "true"}, "unsupported_value", "diarize"),
         ({"timestamp_granularities[]": "word"}, "unsupported_value", "timestamp_granularities"),
         ({"include[]": "everything"}, "invalid_value", "include"),
+        ({"include[]": "logprobs", "response_format": "srt"}, "unsupported_value", "include"),
         ({"languages[]": ["en", "de"]}, "unsupported_value", "languages"),
         ({"seed": "1.5"}, "invalid_value", "seed"),
         ({"known_speaker_names[]": "Ann"}, "unsupported_value", "known_speaker_names"),
