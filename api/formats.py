@@ -15,13 +15,15 @@ import languages
 from api.transcription_wire import language_codes, logprobs, mistral_body
 from transcript import Segment, Transcript
 
+Task = Literal["transcribe", "translate"]
+
 
 @dataclass(frozen=True)
 class Shape:
     """What the request said about the answer."""
 
     model: str
-    task: Literal["transcribe", "translate"] = "transcribe"
+    task: Task = "transcribe"
     logprobs: bool = False
     segments: bool = False  # in `json` too, as Mistral's clients ask for them
 

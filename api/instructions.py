@@ -44,21 +44,24 @@ def spoken_in(conversation: Conversation, language: str | None) -> Conversation:
     return replace(conversation, messages=(*turns, told))
 
 
-def translation(prompt: str | None) -> Conversation:
-    """The instruction for a translation into English."""
-    names = f" Names, spellings and style to expect: {prompt}" if prompt else ""
-    instruction = f"Translate what is said in this audio into English. Write nothing but the translation.{names}"
-    return instructed(instruction)
+def translation(prompt: str, language: str | None) -> Conversation:
+    """The instruction for a translation into English; `language` is what is spoken, if it is known."""
+    return instructed(
+        "Translate what is said in this audio into English. Write nothing but the translation."
+        f"{_hints(prompt, language)}"
+    )
 
 
 def prompted_transcription(prompt: str, language: str | None) -> Conversation:
     """The instruction for a transcription with a prompt. Transcription mode has no place for one, chat mode has."""
-    spoken = f" The speech is in {languages.name_of(language)}." if language else ""
-    instruction = (
-        f"Transcribe this audio word for word. Do not translate and do not answer.{spoken} "
-        f"Names, spellings and style to expect: {prompt}"
+    return instructed(
+        f"Transcribe this audio word for word. Do not translate and do not answer.{_hints(prompt, language)}"
     )
-    return instructed(instruction)
+
+
+def _hints(prompt: str, language: str | None) -> str:
+    spoken = f" The speech is in {languages.name_of(language)}." if language else ""
+    return spoken + (f" Names, spellings and style to expect: {prompt}" if prompt else "")
 
 
 def instructed(instruction: str) -> Conversation:

@@ -10,17 +10,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+import languages
 from api import fields
 from api.dialects import speaks_mistral
 from api.errors import ApiError, invalid, unsupported
-from api.formats import FORMATS, Shape
-from api.instructions import prompted_transcription
+from api.formats import FORMATS, Shape, Task
+from api.instructions import prompted_transcription, translation
 from api.service import service_of
 from api.transcription_wire import mistral_error, mistral_frames, openai_frames
 from api.uploads import read_audio_form
 from engine.core import Sampling
 from transcriber import TranscriptionRequest
-from transcript import fold
+from transcript import Conversation, fold
 
 router = APIRouter()
 
@@ -52,7 +53,7 @@ def audio_form_schema(*names: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class TranscriptionCall:
+class AudioCall:
     response_format: str
     stream: bool
     shape: Shape
@@ -62,10 +63,15 @@ class TranscriptionCall:
 @router.post("/audio/transcriptions", openapi_extra=audio_form_schema(*FIELDS))
 async def transcribe(request: Request) -> Response:
     """Audio to text. Answers in `response_format`, or with server-sent events when `stream` is true."""
+    return await answer_audio(request, "transcribe")
+
+
+async def answer_audio(request: Request, task: Task) -> Response:
+    """The one way from a form with audio to an answer, for both tasks."""
     service = service_of(request)
     values, file = await read_audio_form(request, service.settings)
     try:
-        call = parse(values)
+        call = parse(values, task)
         model = service.model(call.shape.model)
     except BaseException:
         file.close()
@@ -80,7 +86,7 @@ async def transcribe(request: Request) -> Response:
     return service.stream(openai_frames(events, call.shape.logprobs), close)
 
 
-def parse(values: Mapping[str, Any]) -> TranscriptionCall:
+def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
     """Every field that is known is obeyed or refused here."""
     response_format = _response_format(values)
     stream = fields.boolean(values, "stream")
@@ -89,20 +95,34 @@ def parse(values: Mapping[str, Any]) -> TranscriptionCall:
             "response_format", f"{response_format} cannot be streamed. Leave out stream, or ask for json."
         )
     _check_chunking(values)
-    refuse_speakers(values)
-    language = fields.language(values)
-    expected = [*fields.listed(values, "keywords"), *fields.listed(values, "context_bias")]
-    prompt = ", ".join(filter(None, [fields.text(values, "prompt"), *expected]))
+    _refuse_speakers(values)
+    spoken = fields.language(values)
     request = TranscriptionRequest(
-        language=language,
-        conversation=prompted_transcription(prompt, language) if prompt else None,
+        language="en" if task == "translate" else spoken,
+        conversation=_instruction(values, task, spoken),
         sampling=Sampling(fields.number(values, "temperature", 0, 1) or 0.0, seed=fields.integer(values, "seed")),
     )
-    shape = Shape(model_name(values), logprobs=_logprobs(values, response_format, stream), segments=_segments(values))
-    return TranscriptionCall(response_format, stream, shape, request)
+    shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), _segments(values))
+    return AudioCall(response_format, stream, shape, request)
 
 
-def model_name(values: Mapping[str, Any]) -> str:
+def _instruction(values: Mapping[str, Any], task: Task, language: str | None) -> Conversation | None:
+    expected = [*fields.listed(values, "keywords"), *fields.listed(values, "context_bias")]
+    prompt = ", ".join(filter(None, [fields.text(values, "prompt"), *expected]))
+    if task == "translate":
+        _check_target(values)
+        return translation(prompt, language)
+    return prompted_transcription(prompt, language) if prompt else None
+
+
+def _check_target(values: Mapping[str, Any]) -> None:
+    """vLLM's clients can ask for other languages than English."""
+    target = fields.text(values, "to_language")
+    if target and languages.code_of(target) != "en":
+        raise unsupported("to_language", "Translations are into English. Leave to_language out, or use chat.")
+
+
+def _model_name(values: Mapping[str, Any]) -> str:
     name = fields.text(values, "model")
     if name is None:
         raise ApiError(
@@ -150,7 +170,7 @@ def _check_chunking(values: Mapping[str, Any]) -> None:
             )
 
 
-def refuse_speakers(values: Mapping[str, Any]) -> None:
+def _refuse_speakers(values: Mapping[str, Any]) -> None:
     """What would need to know who speaks, or to fetch something."""
     if fields.boolean(values, "diarize"):
         raise unsupported("diarize", "Voxtral does not tell speakers apart. Send diarize=false.")

@@ -70,7 +70,7 @@ def test_a_json_body_is_understood_or_refused_by_name(values: dict[str, Any]) ->
 def understood_or_refused(values: Any) -> None:
     refused = None
     try:
-        parse(values)
+        parse(values, "transcribe")
     except ApiError as error:
         refused = error
     if refused:
