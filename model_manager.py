@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("voxtral.models")
 
 HOUSEKEEPING_SECONDS = 1.0
+AFTER_FAILURE_SECONDS = 30.0  # so that a fault that stays does not fill the log
 POLL_SECONDS = 0.1
 # What the libraries raise over a folder that is not quite a model, or that this machine cannot hold.
 LOAD_ERRORS = (
@@ -220,19 +221,26 @@ class ModelManager:
         return min(idle, key=lambda model: model.last_used, default=None)
 
     async def keep_house(self) -> None:
-        """Unload what has been idle for MODEL_IDLE_TIMEOUT, and under memory pressure what is idle; runs for ever."""
+        """Unload what has been idle for MODEL_IDLE_TIMEOUT, and under memory pressure what is idle. Runs for ever: a
+        round is a task of its own, so that what goes wrong in it is logged and ends only that round."""
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            idle = self._longest_unused()
-            if idle is None or idle.loaded is None:
-                continue
-            waited = time.monotonic() - idle.last_used
-            free = idle.loaded.backend.free_memory()
-            if 0 < self._settings.model_idle_timeout <= waited:
-                await idle.unload()
-            elif free < self._settings.memory_reserve_gb * 1e9:
-                log.warning("%.1f GB of memory are free: unloading %s, which is idle", free / 1e9, idle.spec.id)
-                await idle.unload()
+            (problem,) = await asyncio.gather(self._unload_idle(), return_exceptions=True)
+            if problem:
+                log.error("housekeeping failed, and is tried again later", exc_info=problem)
+                await asyncio.sleep(AFTER_FAILURE_SECONDS)
+
+    async def _unload_idle(self) -> None:
+        idle = self._longest_unused()
+        if idle is None or idle.loaded is None:
+            return
+        waited = time.monotonic() - idle.last_used
+        free = idle.loaded.backend.free_memory()
+        if 0 < self._settings.model_idle_timeout <= waited:
+            await idle.unload()
+        elif free < self._settings.memory_reserve_gb * 1e9:
+            log.warning("%.1f GB of memory are free: unloading %s, which is idle", free / 1e9, idle.spec.id)
+            await idle.unload()
 
     # Downloading.
 

@@ -102,6 +102,34 @@ async def test_the_model_loads_once_however_many_ask(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.anyio
+async def test_housekeeping_survives_what_nobody_foresaw(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(model_manager, "HOUSEKEEPING_SECONDS", 0.01)
+    monkeypatch.setattr(model_manager, "AFTER_FAILURE_SECONDS", 0.01)
+    manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL), model_idle_timeout=0.01))
+    worker = await manager.worker(manager.default)
+    failures = iter([ZeroDivisionError("nobody foresaw it")])
+    free_memory = worker.backend.free_memory
+
+    def fail_once() -> int:
+        if failure := next(failures, None):
+            raise failure
+        return free_memory()
+
+    monkeypatch.setattr(worker.backend, "free_memory", fail_once)
+    keeping = asyncio.create_task(manager.keep_house())
+    async with asyncio.timeout(30):
+        while manager.default.loaded:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+    assert "nobody foresaw it" in caplog.text
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert keeping.cancelled()
+    await manager.close()
+
+
+@pytest.mark.anyio
 async def test_one_client_that_gives_up_does_not_stop_the_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL)))
     impatient = asyncio.create_task(manager.worker(manager.default))
