@@ -51,19 +51,19 @@ class Metrics:
         )
         self.audio_seconds = Counter("voxtral_audio_seconds", "Audio transcribed", registry=self.registry)
         self.tokens = Counter("voxtral_tokens", "Tokens read and written", ["kind"], registry=self.registry)
-        self.first_text = Histogram(
-            "voxtral_first_text_seconds", "From the request to its first text", buckets=SECONDS, registry=self.registry
+        self.first_text = self._seconds(
+            "voxtral_first_text_seconds", "From a transcription's request to its first text"
         )
-        self.whole = Histogram(
-            "voxtral_transcription_seconds",
-            "From the request to its last text",
-            buckets=SECONDS,
-            registry=self.registry,
-        )
+        self.whole = self._seconds("voxtral_transcription_seconds", "From a transcription's request to its last text")
+        self.answer_first = self._seconds("voxtral_answer_first_seconds", "From a chat's request to its first output")
+        self.answer_whole = self._seconds("voxtral_answer_seconds", "From a chat's request to the end of all choices")
         self.speed = Histogram(
             "voxtral_times_real_time", "Seconds of audio for each second of work", buckets=TIMES_REAL_TIME,
             registry=self.registry,
         )  # fmt: skip
+
+    def _seconds(self, name: str, help_text: str) -> Histogram:
+        return Histogram(name, help_text, buckets=SECONDS, registry=self.registry)
 
     def count(self, usage: Usage) -> None:
         self.audio_seconds.inc(usage.audio_ms / 1000)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from config import DEMO_MODEL
 
+CONTEXT_LENGTH = 32_768  # tokens that every Voxtral is published with; a loaded model may have fewer
 LANGUAGES = ("en", "es", "fr", "pt", "hi", "de", "nl", "it", "ar")
 
 

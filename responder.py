@@ -7,6 +7,7 @@ whole and have to fit. This module knows no HTTP.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -21,12 +22,13 @@ from config import Settings
 from engine.core import Job, PromptTooLong, Sampling
 from metrics import Metrics
 from model_manager import Model, ModelManager
+from model_table import CONTEXT_LENGTH
 from transcript import Conversation, Usage
 
 if TYPE_CHECKING:
     from engine.worker import JobStream, Worker  # brings torch, which takes seconds
 
-LONGEST_SECONDS = 32_768 * 0.08  # a token of audio is 80 ms, and the context has so many
+LONGEST_SECONDS = CONTEXT_LENGTH * 0.08  # a token of audio is 80 ms
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Reply:
 
     def __init__(self, responder: Responder, model: Model, request: AnswerRequest) -> None:
         self._responder, self._model, self._request = responder, model, request
+        self._started = time.monotonic()
         self._samples: tuple[np.ndarray, ...] = ()
         self._streams: list[JobStream] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -102,9 +105,14 @@ class Reply:
 
     async def events(self) -> AsyncGenerator[AnswerEvent]:
         """Deltas of all choices as they are decoded, and an AnswerDone for each. Raises EngineError."""
+        metrics, silent = self._responder.metrics, True
         async with self._responder.models.use(self._model) as worker, aclosing(self._events(worker)) as events:
             async for event in events:
+                if silent:
+                    metrics.answer_first.observe(time.monotonic() - self._started)
+                    silent = False
                 yield event
+        metrics.answer_whole.observe(time.monotonic() - self._started)
 
     async def _events(self, worker: Worker) -> AsyncGenerator[AnswerEvent]:
         job = await self.job(worker)

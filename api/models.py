@@ -14,6 +14,7 @@ from api.errors import ApiError, invalid
 from api.service import Service, service_of
 from model_manager import Model, until_finished
 from model_store import Download, DownloadFailed, valid_repository
+from model_table import CONTEXT_LENGTH
 from streaming import sse
 
 router = APIRouter()
@@ -141,13 +142,13 @@ def describe_model(service: Service, model: Model) -> dict[str, Any]:
         "type": "base",
         "name": spec.id,
         "aliases": list(service.models.names.of(spec))[1:],
-        "max_context_length": 32_768,
+        "max_context_length": model.loaded.backend.context_length if model.loaded else CONTEXT_LENGTH,
         "capabilities": {
-            "completion_chat": True, "function_calling": False, "audio": True, "audio_transcription": True,
+            "completion_chat": True, "function_calling": True, "audio": True, "audio_transcription": True,
             "audio_transcription_realtime": False,
         },
         "audio_transcription_capabilities": {
-            "modes": ["offline"], "diarization": False, "context_bias": False, "turn_detection": False,
+            "modes": ["offline"], "diarization": False, "context_bias": True, "turn_detection": False,
             "timestamp_granularities": ["segment"], "languages": list(spec.languages),
         },
         "downloaded": model.folder is not None,

@@ -167,6 +167,23 @@ def test_an_idle_model_is_unloaded_and_the_default_folder_cannot_be_deleted() ->
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
 
 
+def test_a_model_nobody_uses_gives_way_under_memory_pressure_and_comes_back() -> None:
+    with Server("--demo", wait_for_model=False, MEMORY_RESERVE_GB="1000000") as server:
+        for _ in range(2):
+            response = transcribe(server, "whisper-1")
+            assert_heard(clip("voice_en-us").words, response.json()["text"])
+            server.wait_until(lambda health: health["model_state"] == "on_disk", seconds=20)
+
+
+def test_a_model_is_described_as_it_is(server: Server) -> None:
+    model = server.client.get("/v1/models/whisper-1").json()
+    assert model["capabilities"]["function_calling"]
+    assert model["audio_transcription_capabilities"]["context_bias"]
+    body = {"model": "whisper-1", "messages": [{"role": "user", "content": "x " * 60_000}]}
+    refused = server.client.post("/v1/chat/completions", json=body)
+    assert f"the model takes {model['max_context_length']}." in refused.json()["detail"]
+
+
 def test_a_second_model_takes_the_place_of_the_one_unused_longest(tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(DEMO_MODEL, other)
