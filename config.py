@@ -71,6 +71,9 @@ class Settings(BaseModel):
     max_concurrent_requests: int = Field(
         64, ge=1, le=10_000, description="Requests at work or waiting at once; one more is answered 429."
     )
+    requests_per_minute: int = Field(
+        0, ge=0, description="Requests a minute from one key, or from one address without keys; more is a 429. 0: any."
+    )
     max_audio_size_mb: int = Field(500, ge=1, description="Largest upload in megabytes (10^6 bytes); more is a 413.")
     max_audio_duration_seconds: int = Field(4 * 3600, ge=1, description="Longest audio in seconds; more is a 413.")
     audio_chunk_size_seconds: int = Field(

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 import logs
 from admission import Admission
 from api import ROUTERS, UNVERSIONED_ROUTERS, errors
-from api.edge import RequestId, RequireKey
+from api.edge import LimitRate, RequestId, RequireKey
 from api.service import Service
 from api.uploads import BodyLimit
 from config import DEMO_MODEL, ConfigError, Settings, load_settings
@@ -68,6 +68,8 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
         app.include_router(router)
     errors.install(app)
     app.add_middleware(BodyLimit, limit_mb=settings.max_audio_size_mb)
+    if settings.requests_per_minute:
+        app.add_middleware(LimitRate, per_minute=settings.requests_per_minute, by_key=bool(settings.api_keys))
     if settings.api_keys:
         app.add_middleware(RequireKey, keys=settings.api_keys)
     if settings.cors_origins:  # outside the keys: browsers ask for permission without one

@@ -1,9 +1,10 @@
-"""What every request passes on its way in and out: its id, the count of its answer, and the key that it needs."""
+"""What every request passes on its way in and out: its id, the count of its answer, its key and its client's rate."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 import uuid
 
@@ -11,12 +12,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import logs
+from admission import RequestRate
 from api.errors import ApiError, answer
 from metrics import Metrics
 
 SANE_ID = re.compile(r"[\w.:-]{1,128}")
 # Open without a key: probes of load balancers, and the documentation, which holds nothing secret.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+DOCS_ASSETS = "/static-offline-docs/"
 
 
 class RequestId:
@@ -55,7 +58,7 @@ class RequireKey:
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._known(Headers(scope=scope)):
+        if scope["type"] != "http" or _is_open(scope) or self._known(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         error = ApiError(
@@ -67,9 +70,48 @@ class RequireKey:
         await answer(error)(scope, receive, send)
 
     def _known(self, headers: Headers) -> bool:
-        given = _digest(headers.get("authorization", "").removeprefix("Bearer ").strip())
+        given = _digest(_bearer(headers))
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, whichever fits
         return any(matches)
+
+
+class LimitRate:
+    """Answers 429 to a client that sends more than `per_minute`. A client is a key, or an address where none is asked
+    for. What watches the server is not counted."""
+
+    def __init__(self, app: ASGIApp, per_minute: int, by_key: bool) -> None:
+        self._app, self._by_key = app, by_key
+        self._per_minute, self._rate = per_minute, RequestRate(per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _is_open(scope) or scope["path"] == "/metrics":
+            await self._app(scope, receive, send)
+            return
+        wait = self._rate.enter(self._client(scope))
+        if wait == 0:
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            429,
+            f"More than {self._per_minute} requests a minute, the most that this server takes from one client. Try "
+            f"again in {math.ceil(wait)} s, or raise REQUESTS_PER_MINUTE.",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(math.ceil(wait))},
+        )
+        await answer(error)(scope, receive, send)
+
+    def _client(self, scope: Scope) -> str:
+        if self._by_key:
+            return _digest(_bearer(Headers(scope=scope))).hex()
+        return scope["client"][0] if scope["client"] else ""
+
+
+def _is_open(scope: Scope) -> bool:
+    return scope["path"] in OPEN_PATHS or scope["path"].startswith(DOCS_ASSETS)
+
+
+def _bearer(headers: Headers) -> str:
+    return headers.get("authorization", "").removeprefix("Bearer ").strip()
 
 
 def _digest(key: str) -> bytes:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import httpx
 
+from config import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 LISTENS = re.compile(r"listens on (http://\S+)")
-OWN_VARIABLES = ("HOST", "PORT", "LOG_LEVEL", "HF_TOKEN")
+OWN_VARIABLES = {name.upper() for name in Settings.model_fields}
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
     """This process's environment without settings of ours that happen to be in it, plus `settings`."""
-    prefixes = ("VOXTRAL_", "MODEL_", "MEMORY_", "MAX_", "AUDIO_", "TOKENS_", "HEARTBEAT_")
-    kept = {k: v for k, v in os.environ.items() if k not in OWN_VARIABLES and not k.startswith(prefixes)}
+    kept = {k: v for k, v in os.environ.items() if k not in OWN_VARIABLES}
     return {**kept, "HF_HUB_OFFLINE": "1", **settings}
 
 

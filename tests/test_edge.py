@@ -87,6 +87,38 @@ def test_metrics_count_requests_tokens_and_seconds(server: Server) -> None:
     assert metric("voxtral_requests_active") == 0
 
 
+def test_metrics_count_how_long_chat_answers_take(server: Server) -> None:
+    def count() -> list[str]:
+        lines = server.client.get("/metrics").text.splitlines()
+        return [line.split()[1] for line in lines if line.startswith("voxtral_answer") and "_seconds_count" in line]
+
+    before = [float(value) for value in count()]
+    chat = {"model": "whisper-1", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 3, "n": 2}
+    server.client.post("/v1/chat/completions", json=chat).raise_for_status()
+    assert [float(value) for value in count()] == [value + 1 for value in before]
+    assert len(before) == 2
+
+
+def test_one_client_may_send_so_many_requests_a_minute_and_another_as_many() -> None:
+    with Server("--demo", API_KEYS="first-key,second-key", REQUESTS_PER_MINUTE="3") as server:
+        for key in ("first-key", "second-key"):
+            headers = {"Authorization": f"Bearer {key}"}
+            responses = [server.client.get("/v1/models", headers=headers) for _ in range(4)]
+            assert [response.status_code for response in responses] == [200, 200, 200, 429]
+            refused = responses[-1]
+            assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+            assert "REQUESTS_PER_MINUTE" in refused.json()["detail"]
+            assert 1 <= int(refused.headers["retry-after"]) <= 20
+        for path in ("/health", "/ready", "/metrics"):
+            assert server.client.get(path, headers=headers).status_code == 200
+
+
+def test_without_keys_a_client_is_an_address() -> None:
+    with Server("--demo", wait_for_model=False, REQUESTS_PER_MINUTE="1") as server:
+        codes = [server.client.get("/v1/models", headers={"Authorization": f"Bearer {i}"}).status_code for i in "ab"]
+        assert codes == [200, 429]
+
+
 def test_every_line_of_a_json_log_is_an_object_with_the_request_id() -> None:
     process = subprocess.Popen(
         [sys.executable, "main.py", "--demo", "--port", "0"], cwd=ROOT, text=True,
