@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 ROOT = Path(__file__).resolve().parent
 DEMO_MODEL = ROOT / "demo_model"
+# A name of two labels at least, so that neither `*` nor `*.org` lets a server fetch from anywhere.
+HOST_NAME = re.compile(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+(:\d{1,5})?", re.IGNORECASE)
 DEFAULT_MODEL = "mistralai/Voxtral-Mini-3B-2507"
 
 
@@ -75,6 +78,14 @@ class Settings(BaseModel):
         0, ge=0, description="Requests a minute from one key, or from one address without keys; more is a 429. 0: any."
     )
     max_audio_size_mb: int = Field(500, ge=1, description="Largest upload in megabytes (10^6 bytes); more is a 413.")
+    remote_audio_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts that recordings named by an https address are fetched from, with commas between; "
+        "`*.example.org` works, and `host:8443`. Empty: none.",
+    )
+    remote_audio_timeout_seconds: float = Field(
+        60.0, gt=0, le=3600, description="Seconds within which a recording must have been fetched from such a host."
+    )
     max_audio_duration_seconds: int = Field(4 * 3600, ge=1, description="Longest audio in seconds; more is a 413.")
     audio_chunk_size_seconds: int = Field(
         60, ge=5, le=600, description="Longest piece of audio, in seconds, that the model hears at once."
@@ -102,10 +113,17 @@ class Settings(BaseModel):
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("api_keys", "cors_origins", "trusted_hosts", mode="before")
+    @field_validator("api_keys", "cors_origins", "trusted_hosts", "remote_audio_hosts", mode="before")
     @classmethod
     def _commas(cls, value: object) -> object:
         return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+    @field_validator("remote_audio_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(HOST_NAME.fullmatch(name) for name in value):
+            raise ValueError("write host names, such as audio.example.org or *.example.org")
+        return tuple(name.lower() for name in value)
 
     @field_validator("model_aliases", mode="before")
     @classmethod

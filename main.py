@@ -22,6 +22,7 @@ import logs
 from admission import Admission
 from api import ROUTERS, UNVERSIONED_ROUTERS, errors
 from api.edge import LimitRate, RequestId, RequireKey
+from api.remote import RemoteAudio
 from api.service import Service
 from api.uploads import BodyLimit
 from config import DEMO_MODEL, ConfigError, Settings, load_settings
@@ -57,7 +58,7 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
         await models.close()
 
     app = FastAPI(title="Voxtral Local", summary="Speech to text on this machine", lifespan=lifespan)
-    app.state.service = Service(settings, models, transcriber, responder, admission, metrics)
+    app.state.service = Service(settings, models, transcriber, responder, admission, metrics, RemoteAudio(settings))
     metrics.registry.register(_gauges(models, admission))
     for router in ROUTERS:
         app.include_router(router, prefix="/v1")

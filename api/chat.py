@@ -23,13 +23,14 @@ from api.chat_wire import ChatCompletion
 from api.errors import ApiError, from_validation, invalid, unsupported
 from api.instructions import asks_for_more, asks_for_transcript, means_transcription, spoken_in
 from api.service import Service, service_of
-from api.uploads import base64_file, read_json
+from api.uploads import base64_file, is_address, read_json
 from responder import AnswerRequest, fold_answers
 from transcriber import TranscriptionRequest
 from transcript import Conversation, Event, Finished, TextDelta
 
 router = APIRouter()
 
+MOST_ADDRESSES = 8  # that one chat may have fetched, each as large and as slow as is allowed
 REFUSED = {
     "modalities": (None, ["text"]), "functions": (None, []), "function_call": (None,), "prediction": (None,),
     "web_search_options": (None,), "prompt_logprobs": (None,),
@@ -90,10 +91,17 @@ def _answer(completion: ChatCompletion, answers: list[Answer]) -> Response:
 
 
 async def _files(service: Service, recordings: list[Recording]) -> list[BinaryIO]:
+    remote = [recording for recording in recordings if recording.may_be_address and is_address(recording.data)]
+    if len(remote) > MOST_ADDRESSES:
+        raise invalid(remote[-1].param, f"More than {MOST_ADDRESSES} recordings by address. Send the audio itself.")
     files: list[BinaryIO] = []
     try:
         for recording in recordings:
-            files.append(await base64_file(recording.data, recording.param, service.settings.max_audio_size_mb))
+            data, param = recording.data, recording.param
+            if recording in remote:
+                files.append(await service.remote.fetch(data, param))
+            else:
+                files.append(await base64_file(data, param, service.settings.max_audio_size_mb))
     except BaseException:
         for file in files:
             file.close()

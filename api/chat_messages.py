@@ -13,10 +13,11 @@ from transcript import Conversation, Message, Slot, ToolCall
 
 @dataclass(frozen=True)
 class Recording:
-    """Base64 or a data URL, and the field that held it."""
+    """Base64, a data URL, or an address where that may be, and the field that held it."""
 
     data: object
     param: str
+    may_be_address: bool = True
 
 
 def conversation_of(body: ChatBody) -> tuple[Conversation, list[Recording]]:
@@ -29,7 +30,7 @@ def conversation_of(body: ChatBody) -> tuple[Conversation, list[Recording]]:
         if recordings or turns[-1].role != "user":
             raise invalid("audio", "Send one recording in 'audio' after a message of the user, or content parts.")
         turns[-1] = Message("user", (Slot.AUDIO, *turns[-1].parts))
-        recordings.append(Recording(body.recording, "audio"))
+        recordings.append(Recording(body.recording, "audio", may_be_address=False))
     if not any(part is Slot.AUDIO or part.strip() for turn in turns for part in turn.parts):
         raise invalid("messages", "The messages are empty: there is neither text nor audio in them.")
     tool_choice = body.tool_choice or "auto"

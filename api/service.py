@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
@@ -11,7 +11,10 @@ from fastapi import Request
 from starlette.responses import Response
 
 from admission import Admission
-from api.errors import ApiError, describe
+from api import fields
+from api.errors import ApiError, describe, invalid
+from api.remote import RemoteAudio
+from api.uploads import sent_audio
 from audio_processor import AudioFile, AudioLimits
 from config import Settings
 from metrics import Metrics
@@ -33,6 +36,7 @@ class Service:
     responder: Responder
     admission: Admission
     metrics: Metrics
+    remote: RemoteAudio
 
     def model(self, name: str) -> Model:
         """The model that a client means. Raises ApiError 404 with what there is."""
@@ -45,6 +49,15 @@ class Service:
             param="model",
             code="model_not_found",
         )
+
+    async def recording(self, values: Mapping[str, Any]) -> BinaryIO:
+        """What a transcription is of: the audio that came with its fields, or the one at `file_url`."""
+        address = fields.text(values, "file_url")
+        if address is None:
+            return await sent_audio(values, self.settings.max_audio_size_mb)
+        if values.get("file") or values.get("audio"):
+            raise invalid("file_url", "There is a recording besides file_url. Send one of them.")
+        return await self.remote.fetch(address, "file_url")
 
     async def open(self, model: Model, request: TranscriptionRequest, file: BinaryIO) -> Transcription:
         return await self.transcriber.open(model, request, await asyncio.to_thread(self._audio, file))

@@ -18,7 +18,7 @@ from api.formats import FORMATS, Shape, Task
 from api.instructions import prompted_transcription, translation
 from api.service import service_of
 from api.transcription_wire import mistral_error, mistral_frames, openai_frames
-from api.uploads import read_audio_form
+from api.uploads import read_fields
 from engine.core import Sampling
 from transcriber import TranscriptionRequest
 from transcript import Conversation, fold
@@ -69,13 +69,10 @@ async def transcribe(request: Request) -> Response:
 async def answer_audio(request: Request, task: Task) -> Response:
     """The one way from a form with audio to an answer, for both tasks."""
     service = service_of(request)
-    values, file = await read_audio_form(request, service.settings)
-    try:
+    async with read_fields(request) as values:
         call = parse(values, task)
         model = service.model(call.shape.model)
-    except BaseException:
-        file.close()
-        raise
+        file = await service.recording(values)
     transcription = await service.open(model, call.request, file)
     events, close = transcription.events(), transcription.close
     if not call.stream:
@@ -171,7 +168,7 @@ def _check_chunking(values: Mapping[str, Any]) -> None:
 
 
 def _refuse_speakers(values: Mapping[str, Any]) -> None:
-    """What would need to know who speaks, or to fetch something."""
+    """What would need to know who speaks, or to have kept something."""
     if fields.boolean(values, "diarize"):
         raise unsupported("diarize", "Voxtral does not tell speakers apart. Send diarize=false.")
     fields.refuse(
@@ -179,6 +176,6 @@ def _refuse_speakers(values: Mapping[str, Any]) -> None:
         ("known_speaker_names", "known_speaker_references", "speaker_references"),
         "needs speaker labels, which Voxtral does not give.",
     )
-    fields.refuse(values, ("file_url", "file_id"), "is not supported: this server fetches nothing. Send 'file'.")
+    fields.refuse(values, ("file_id",), "is not supported: this server keeps no files. Send 'file'.")
     if len(fields.listed(values, "languages")) > 1:
         raise unsupported("languages", "Voxtral can be told one language at most. Send one, or leave languages out.")

@@ -1,4 +1,4 @@
-"""Audio on its way in: multipart files, JSON with base64 in it, data URLs; all end in a file on disk, within limits."""
+"""Bodies and audio on their way in: forms, JSON, base64, data URLs; audio ends in a file on disk, within limits."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, cast
 
 from fastapi import Request
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, invalid, unsupported
-from config import Settings
 
 SPOOL_BYTES = 1 << 20  # smaller audio stays in memory
 FIELD_BYTES = 4 << 20  # longest form field that is not a file
 ENVELOPE_BYTES = 8 << 20  # what a request may hold beside the audio
 DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 BASE64_SLICE = 4 * 256 * 1024  # characters decoded at a time; a multiple of 4
 
 
-def too_large(limit_mb: int) -> ApiError:
+def too_large(limit_mb: int, param: str = "file") -> ApiError:
     return ApiError(
         413,
         f"The audio is larger than {limit_mb} MB, the most that this server accepts. Compress it (M4A, MP3, Opus), "
         "send it in parts, or raise MAX_AUDIO_SIZE_MB.",
-        param="file",
+        param=param,
         code="audio_too_large",
     )
 
@@ -62,9 +63,24 @@ class BodyLimit:
         await self._app(scope, limited, send)
 
 
-async def read_form(request: Request) -> FormData:
-    """The fields and files of a multipart or urlencoded body; files are spooled to disk by Starlette."""
-    return await request.form(max_part_size=FIELD_BYTES)
+@asynccontextmanager
+async def read_fields(request: Request) -> AsyncGenerator[Mapping[str, Any]]:
+    """The fields of a request with audio: multipart, urlencoded or JSON. Uploaded files are spooled to disk by
+    Starlette, and stay open unless the block fails. Raises ApiError for a body that cannot be read."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind == "application/json":
+        yield await read_json(request)
+        return
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise ApiError(
+            415, f"Content-Type '{kind}' cannot be read. Send multipart/form-data, or JSON with base64 audio."
+        )
+    form = await request.form(max_part_size=FIELD_BYTES)
+    try:
+        yield form
+    except BaseException:
+        await form.close()
+        raise
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -80,46 +96,43 @@ async def read_json(request: Request) -> dict[str, Any]:
     return values
 
 
-async def read_audio_form(request: Request, settings: Settings) -> tuple[Mapping[str, Any], BinaryIO]:
-    """The fields and the audio of a transcription, from whichever kind of body was sent."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "application/json":
-        values = await read_json(request)
+async def sent_audio(values: Mapping[str, Any], limit_mb: int) -> BinaryIO:
+    """The recording that came with the fields: the file of a form, or base64 in `file` or `audio` of JSON."""
+    if isinstance(values, dict):
         name = "audio" if values.get("audio") else "file"
         if not values.get(name):
-            raise _no_file(values)
-        return values, await base64_file(values.pop(name), name, settings.max_audio_size_mb)
-    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        raise ApiError(
-            415, f"Content-Type '{kind}' cannot be read. Send multipart/form-data, or JSON with base64 audio."
-        )
-    form = await read_form(request)
-    upload = form.get("file")
+            raise _no_file()
+        return await base64_file(values.pop(name), name, limit_mb)  # popped, so that it is not kept as text too
+    upload = values.get("file")
     if upload is None or upload == "":
-        raise _no_file(form)
+        raise _no_file()
     if not isinstance(upload, UploadFile):
         raise invalid("file", "file must be an uploaded file: curl -F file=@recording.m4a.")
-    if (upload.size or 0) > settings.max_audio_bytes:
-        raise too_large(settings.max_audio_size_mb)
-    return form, upload.file
+    if (upload.size or 0) > limit_mb * 1_000_000:
+        raise too_large(limit_mb)
+    return upload.file
 
 
-def _no_file(values: Mapping[str, Any]) -> ApiError:
-    for name in ("file_url", "file_id"):
-        if values.get(name):
-            return unsupported(name, f"{name} is not supported: this server fetches nothing. Send 'file'.")
+def _no_file() -> ApiError:
     return ApiError(
         400, "file is missing. Send the recording in the form field 'file'.", param="file", code="missing_file"
     )
+
+
+def is_address(text: object) -> bool:
+    """Of a recording, where base64 or a data URL could stand as well."""
+    return isinstance(text, str) and ADDRESS.match(text) is not None
 
 
 async def base64_file(text: object, param: str, limit_mb: int) -> BinaryIO:
     """Decode base64, with or without a `data:` prefix, into a file that is in memory only while small."""
     if not isinstance(text, str) or not text:
         raise invalid(param, f"{param} must be a string of base64 audio.")
-    if text[:8].lower().startswith(("http://", "https://", "file://")):
+    if is_address(text):
         raise unsupported(
-            param, f"{param} is an address; this server fetches nothing. Send the audio itself as base64."
+            param,
+            f"{param} is an address. Send the audio itself as base64, or the address in file_url of a transcription "
+            "or in a part of type audio_url of a chat.",
         )
     return await asyncio.to_thread(_decode_base64, text, param, limit_mb)
 
@@ -128,7 +141,7 @@ def _decode_base64(text: str, param: str, limit_mb: int) -> BinaryIO:
     prefix = DATA_URL.match(text)
     start = prefix.end() if prefix else 0
     if (len(text) - start) * 3 // 4 > limit_mb * 1_000_000 + 2:
-        raise too_large(limit_mb)
+        raise too_large(limit_mb, param)
     if any(space in text for space in "\n\r "):
         text, start = "".join(text[start:].split()), 0
     file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115 - handed to the caller

@@ -133,7 +133,7 @@ def test_limits_on_bytes_and_seconds_hold() -> None:
         assert_error(post(server, large), 413, "audio_too_large", "file")
         encoded = base64.b64encode(large).decode()
         response = server.client.post(URL, json={"model": "whisper-1", "audio": encoded})
-        assert_error(response, 413, "audio_too_large", "file")
+        assert_error(response, 413, "audio_too_large", "audio")
 
         def endless() -> Any:
             for _ in range(40):
