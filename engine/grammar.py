@@ -10,11 +10,12 @@ from llguidance import LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 # JSON without spaces to choose from: a model that is not sure would write spaces for ever.
-COMPACT_JSON = r'%json {"x-guidance": {"whitespace_flexible": false}, '
+COMPACT_JSON = '%json {{"x-guidance": {{"whitespace_flexible": false, "lenient": {}}}, '
 
 
-def compact(grammar: str) -> str:
-    return re.sub(r"%json \{(?=\")", COMPACT_JSON, grammar)
+def compact(grammar: str, lenient: bool) -> str:
+    """The grammar for JSON without spaces; `lenient`: keywords of a schema that llguidance cannot hold are let go."""
+    return re.sub(r"%json \{(?=\")", COMPACT_JSON.format(str(lenient).lower()), grammar)
 
 
 class GrammarMatcher:

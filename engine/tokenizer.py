@@ -67,17 +67,21 @@ class VoxtralTokenizer:
         if not conversation.tools and conversation.response_format is None:
             return None
         param = "tools" if conversation.response_format is None else "response_format"
+        attempts = [request] if _is_strict(request) else [_held_to_schemas(request), request]
+        problem = ""
         try:
             template = self._grammars.select_jinja_template()
-            grammar = self._grammars.get_grammar_for_chat_request(request, template)
+            grammars = [self._grammars.get_grammar_for_chat_request(attempt, template) for attempt in attempts]
         except (MistralCommonException, ValueError) as error:
             raise PromptInvalid(f"{param} cannot be obeyed: {_first_line(error)}", param) from None
-        if grammar is None:
-            return None
-        grammar = compact(grammar)
-        if problem := LLMatcher.validate_grammar(grammar, self.for_grammars):
+        for grammar in filter(None, grammars):
+            grammar = compact(grammar, lenient=not _is_strict(request))
+            problem = LLMatcher.validate_grammar(grammar, self.for_grammars)
+            if not problem:
+                return grammar
+        if problem:
             raise PromptInvalid(f"{param} cannot be obeyed: {problem.strip().splitlines()[0]}", param)
-        return grammar
+        return None
 
     @cached_property
     def _grammars(self) -> GrammarFactory:
@@ -134,6 +138,25 @@ def _chat_request(conversation: Conversation) -> ChatCompletionRequest:
             "parallel_tool_calls": conversation.parallel_tool_calls,
         }
     return ChatCompletionRequest(messages=[_mistral_message(m) for m in conversation.messages], **options)
+
+
+def _is_strict(request: ChatCompletionRequest) -> bool:
+    """Whether the client itself asks that a schema be kept to the letter."""
+    schema = request.response_format.json_schema
+    return bool(schema and schema.strict) or any(tool.function.strict for tool in request.tools or ())
+
+
+def _held_to_schemas(request: ChatCompletionRequest) -> ChatCompletionRequest:
+    """The request as if it were strict, which most clients leave out though they break over anything else: not strict,
+    mistral-common lets through names of tools that do not exist and any JSON."""
+    tools = [
+        tool.model_copy(update={"function": tool.function.model_copy(update={"strict": True})})
+        for tool in request.tools or ()
+    ]
+    form = request.response_format
+    if form.json_schema:
+        form = form.model_copy(update={"json_schema": form.json_schema.model_copy(update={"strict": True})})
+    return request.model_copy(update={"tools": tools or None, "response_format": form})
 
 
 def _mistral_message(message: Message) -> SystemMessage | UserMessage | AssistantMessage | ToolMessage:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 from answer import AnswerDelta, AnswerDone, ToolCallMade, Writer
 from config import DEMO_MODEL
@@ -169,6 +169,31 @@ def test_a_tool_that_must_be_called_is_called_with_fitting_arguments(client: Ope
     ]
     answer = client.chat.completions.create(model=MODEL, messages=history, tools=[TOOL], max_tokens=5)
     assert answer.usage.completion_tokens >= 1
+
+
+@pytest.mark.parametrize("odd", [{"format": "uri"}, {"pattern": "^(?!x).*$"}], ids=["unknown_format", "look_ahead"])
+def test_schemas_hold_without_strict_as_far_as_they_can_be_held(client: OpenAI, odd: dict[str, str]) -> None:
+    """Most clients leave `strict` out. Keywords that no grammar can hold are refused only to those that say it."""
+    colour = {"enum": ["red", "blue"]}
+    schema = {
+        "type": "object", "properties": {"colour": colour}, "required": ["colour"], "additionalProperties": False,
+    }  # fmt: skip
+    tool = {"type": "function", "function": {"name": "paint", "parameters": schema}}
+    wanted = {"model": MODEL, "messages": ASKED, "max_tokens": 40}
+    (call,) = client.chat.completions.create(
+        **wanted, tools=[tool], tool_choice="required", parallel_tool_calls=False
+    ).choices[0].message.tool_calls  # fmt: skip
+    assert call.function.name == "paint"
+    assert json.loads(call.function.arguments)["colour"] in colour["enum"]
+    held = {"type": "json_schema", "json_schema": {"name": "c", "schema": schema}}
+    answer = client.chat.completions.create(**wanted, response_format=held)
+    assert json.loads(answer.choices[0].message.content)["colour"] in colour["enum"]
+
+    schema["properties"] = {"colour": {**colour, "type": "string"}, "odd": {"type": "string", **odd}}
+    client.chat.completions.create(**wanted, response_format=held)
+    held["json_schema"]["strict"] = True
+    with pytest.raises(BadRequestError, match="response_format cannot be obeyed"):
+        client.chat.completions.create(**wanted, response_format=held)
 
 
 def test_audio_beyond_the_context_is_refused_with_the_numbers(server: Server) -> None:
