@@ -56,6 +56,9 @@ class Settings(BaseModel):
     voxtral_dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision of the weights. auto: bfloat16 where the device computes in it, else float32."
     )
+    voxtral_quantization: Literal["auto", "none", "int8", "int4"] = Field(
+        "auto", description="Bits of the weights, on x86 CPUs. auto: int8 there, else none. int4: for small machines."
+    )
     voxtral_cache_dir: Path | None = Field(
         None, description="Where models are kept. Empty: the Hugging Face cache of this user."
     )
@@ -108,7 +111,9 @@ class Settings(BaseModel):
     def _empty_is_absent(cls, value: object) -> object:
         return value or None
 
-    @field_validator("log_level", "log_format", "voxtral_device", "voxtral_dtype", mode="before")
+    @field_validator(
+        "log_level", "log_format", "voxtral_device", "voxtral_dtype", "voxtral_quantization", mode="before"
+    )
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("voxtral")
 
-# The demo model loses its place in long pieces; see its README.
-DEMO_DEFAULTS = {"audio_chunk_size_seconds": 15}
+# The demo model loses its place in long pieces; see its README. It is too small to gain by quantization.
+DEMO_DEFAULTS = {"audio_chunk_size_seconds": 15, "voxtral_quantization": "none"}
 SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 
 

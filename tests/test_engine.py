@@ -25,7 +25,7 @@ NAMES = ("voice_en-us", "short_0", "dense_0", "gain-20", "minute", "silence", "v
 
 @pytest.fixture(scope="module")
 def backend() -> VoxtralBackend:
-    return load_backend("transformers", DEMO_MODEL, LoadOptions("cpu", "float32", rows=8))
+    return load_backend("transformers", DEMO_MODEL, LoadOptions("cpu", "float32", 8, "none"))
 
 
 @pytest.fixture

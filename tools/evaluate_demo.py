@@ -95,10 +95,11 @@ def main() -> None:
     parser.add_argument("--recordings", type=int, default=12, help="for each condition")
     parser.add_argument("--trained", type=Path, default=Path("evaluation.pkl"), help="where spoken utterances are kept")
     parser.add_argument("--unheard", type=Path, default=Path("evaluation_unheard.pkl"))
+    parser.add_argument("--quantization", choices=("none", "int8", "int4"), default="none")
     args = parser.parse_args()
     trained = Arranger(load_bank(args.trained, 480, TRAINED_VOICES, seed=2), seed=5)
     unheard = Arranger(load_bank(args.unheard, 200, UNHEARD_VOICES, seed=3), seed=6)
-    worker = Worker(load_backend("transformers", args.model, LoadOptions("auto", "float32", rows=8)))
+    worker = Worker(load_backend("transformers", args.model, LoadOptions("auto", "float32", 8, args.quantization)))
     asyncio.run(evaluate(worker, trained, unheard, args.recordings))
     worker.close()
 

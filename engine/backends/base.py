@@ -18,6 +18,7 @@ class LoadOptions:
     device: str  # auto, cuda, mps or cpu
     dtype: str  # auto, bfloat16 or float32
     rows: int  # jobs that may run together
+    quantization: str = "auto"  # auto, none, int8 or int4
 
 
 class Backend(Protocol):

@@ -1,0 +1,130 @@
+"""Linear layers whose weights have 8 or 4 bits, for CPUs: a decode step there takes as long as reading the weights.
+
+Int8Linear  Weights and activations in 8 bits (W8A8), multiplied by oneDNN in integers. Weights have one scale for each
+            output channel. Activations have one for each row: with one for all rows, a row of outliers would leave its
+            neighbours two or three levels.
+Int4Linear  Weights in 4 bits, in groups of 32 inputs with a scale and an offset each, activations in bfloat16. Few rows
+            go to ATen's kernel, which reads the packed weights; many rows are multiplied by weights unpacked for them.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+import torch.nn.functional as F
+
+ROWS_AT_A_TIME = 4096  # output channels that are quantized together, which bounds what that takes beside the result
+GROUP = 32  # inputs that share a scale and an offset in 4 bits
+FEW_ROWS = 24  # up to here ATen's 4-bit kernel beats unpacking
+USUAL_ROWS = 16  # what oneDNN is told to lay out weights for; the layout is good for more and for fewer
+# Without VNNI a CPU adds two products in 16 bits, which 255 x 127 twice would overflow. Weights can spare the bit more
+# easily than activations, which have outliers.
+WEIGHT_LIMIT = 127 if torch.cpu._is_vnni_supported() else 63
+ACTIVATION_LIMIT = 127
+MIDDLE = 128  # the level of activation 0
+
+
+def supported() -> bool:
+    """Whether this machine has the integer kernels that this module calls."""
+    return torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+
+
+class QuantizedLinear(torch.nn.Module):
+    """A linear layer that gets its weights from `pack`; its bias is a parameter, as in torch.nn.Linear."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+
+    def pack(self, weight: torch.Tensor) -> None:
+        """Keep `weight` (out_features, in_features), of any float type, in fewer bits."""
+        raise NotImplementedError
+
+
+class Int8Linear(QuantizedLinear):
+    def pack(self, weight: torch.Tensor) -> None:
+        parts = [_to_int8(rows) for rows in weight.split(ROWS_AT_A_TIME)]
+        whole = torch.cat([part for part, _ in parts])
+        self.register_buffer("scales", torch.cat([scale for _, scale in parts]), persistent=False)
+        self.register_buffer("zeros", torch.zeros(len(whole), dtype=torch.long), persistent=False)
+        packed = torch.ops.onednn.qlinear_prepack(whole, [USUAL_ROWS, self.in_features])
+        self.register_buffer("packed", packed, persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        rows = inputs.reshape(-1, self.in_features).float()
+        # A row of zeros gets a scale too, and stays zeros.
+        scales = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(ACTIVATION_LIMIT)
+        levels = (rows / scales).round_().add_(MIDDLE).to(torch.uint8)
+        products = torch.ops.onednn.qlinear_pointwise(
+            levels, 1.0, MIDDLE, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        products *= scales
+        if self.bias is not None:
+            products += self.bias
+        return products.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+
+
+def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels -WEIGHT_LIMIT to WEIGHT_LIMIT (rows, inputs), and the scale of each row."""
+    weight = weight.float()
+    scales = weight.abs().amax(1).clamp(min=1e-12) / WEIGHT_LIMIT
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
+
+
+class Int4Linear(QuantizedLinear):
+    def pack(self, weight: torch.Tensor) -> None:
+        parts = [_to_int4(rows) for rows in weight.split(ROWS_AT_A_TIME)]
+        packed = torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1) for levels, _ in parts])
+        self.register_buffer("packed", packed, persistent=False)
+        groups = torch.cat([scales for _, scales in parts], 1)  # (groups, out_features, 2)
+        self.register_buffer("groups", groups.to(torch.bfloat16), persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        rows = inputs.reshape(-1, self.in_features)
+        if len(rows) <= FEW_ROWS:
+            few = rows.to(torch.bfloat16).contiguous()
+            outputs = torch.ops.aten._weight_int4pack_mm_for_cpu(few, self.packed, GROUP, self.groups)
+        else:
+            outputs = torch.cat([F.linear(rows, part) for part in self._unpacked(inputs.dtype)], 1)
+        outputs = outputs.to(inputs.dtype)
+        if self.bias is not None:
+            outputs = outputs + self.bias
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def _unpacked(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        """The weights again, in parts of at most ROWS_AT_A_TIME output channels."""
+        parts = []
+        for first in range(0, self.out_features, ROWS_AT_A_TIME):
+            levels = unpack_int4(self.packed[first : first + ROWS_AT_A_TIME])
+            scales, offsets = self.groups[:, first : first + len(levels)].to(dtype).transpose(0, 1).unbind(-1)
+            grouped = (levels.to(dtype) - 8).unflatten(1, (-1, GROUP))
+            parts.append((grouped * scales[..., None] + offsets[..., None]).flatten(1))
+        return parts
+
+
+def _to_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels 0 to 15 (rows, inputs) as int32, and (groups, rows, 2): a weight is (level - 8) * scale + offset."""
+    grouped = weight.float().unflatten(1, (-1, GROUP))
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    # Rounded to what is stored before the levels are chosen, so that they make up for it.
+    scales = ((high - low) / 15).clamp(min=1e-12).bfloat16().float()
+    offsets = (low + 8 * scales).bfloat16().float()
+    levels = ((grouped - offsets[..., None]) / scales[..., None] + 8).round_().clamp_(0, 15).to(torch.int32).flatten(1)
+    return levels, torch.stack([scales, offsets], -1).transpose(0, 1)
+
+
+def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
+    """Levels (rows, inputs) of ATen's packed weights (rows, inputs / 2).
+
+    ATen packs blocks of rows, input by input; a byte holds two rows that are half a block apart.
+    """
+    block = _block_rows()
+    pairs = packed.view(-1, 2 * packed.shape[1], block // 2)  # (blocks, inputs, half a block)
+    return torch.cat([pairs & 15, pairs >> 4], 2).transpose(1, 2).flatten(0, 1)
+
+
+def _block_rows() -> int:
+    """Rows in a block, which ATen chooses by the vector width of the CPU."""
+    return {"AVX512": 64, "AVX2": 32}[torch.backends.cpu.get_cpu_capability()]

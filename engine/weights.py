@@ -1,0 +1,101 @@
+"""Weights from a checkpoint into a model in fewer bits, one tensor at a time.
+
+transformers reads a whole checkpoint before anything could be quantized, which takes twice the memory of the file. Here
+a tensor is read, packed and forgotten before the next, so loading needs little more than what it leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import VoxtralConfig, VoxtralForConditionalGeneration
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import apply_renamings
+
+from engine.quantization import Int4Linear, Int8Linear, QuantizedLinear
+
+EMBEDDING = "embed_tokens.weight"
+
+
+def load_quantized(folder: Path, bits: int, dtype: torch.dtype) -> VoxtralForConditionalGeneration:
+    """The model in `folder` with linear layers of `bits` bits (8 or 4), everything else in `dtype`.
+
+    With 4 bits the encoder and the output layer have 8: the encoder takes its time by arithmetic and not by reading,
+    and the choice of a token is made among 131,072 close ones. Token embeddings stay as they are on disk, for only some
+    rows of them are ever read. Raises ValueError for weights that are missing or unknown.
+    """
+    config = VoxtralConfig.from_pretrained(folder, local_files_only=True)
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model = VoxtralForConditionalGeneration(config)
+    decoder = model.model.language_model
+    decoder.rotary_emb = type(decoder.rotary_emb)(config.text_config)  # computed, not stored
+    _replace_linears(model, "", bits)
+    renamings = get_model_conversion_mapping(model)
+    for name, tensor in _tensors(folder):
+        _put(model, apply_renamings(name, renamings), tensor, dtype)
+    missing = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
+    missing += [name for name, module in model.named_modules() if _unpacked(module)]
+    if missing:
+        raise ValueError(f"the checkpoint lacks {', '.join(missing[:3])}")
+    return model.eval()
+
+
+def _replace_linears(module: torch.nn.Module, path: str, bits: int) -> None:
+    for name, child in module.named_children():
+        here = f"{path}.{name}"
+        if isinstance(child, torch.nn.Linear):
+            kind = Int4Linear if bits == 4 and ".language_model.layers." in here else Int8Linear
+            setattr(module, name, kind(child))
+        else:
+            _replace_linears(child, here, bits)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of the checkpoint by name. The file is opened anew for each: what is mapped counts as memory."""
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+        for name in names:
+            with safe_open(file, "pt") as opened:
+                yield name, opened.get_tensor(name)
+
+
+def quantized_bytes(folder: Path, bits: int, dtype: torch.dtype) -> int:
+    """About what `load_quantized` will take, from the names and shapes in the files alone."""
+    total = 0
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                total += math.prod(opened.get_slice(name).get_shape()) * _bytes_each(name, bits, dtype)
+    return round(total)
+
+
+def _bytes_each(name: str, bits: int, dtype: torch.dtype) -> float:
+    """Of a number in the tensor `name`. What is no matrix is too small to count."""
+    if name.endswith(EMBEDDING):
+        return 2  # bfloat16, as the file has it
+    if "embed_positions" in name or "conv" in name:
+        return dtype.itemsize
+    return 5 / 8 if bits == 4 and "language_model" in name and ".layers." in name else 1
+
+
+def _put(model: torch.nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise ValueError(f"the checkpoint has {name}, which Voxtral has not") from None
+    if isinstance(module, QuantizedLinear) and leaf == "weight":
+        module.pack(tensor)
+        return
+    kept = tensor.clone() if name.endswith(EMBEDDING) else tensor.to(dtype, copy=True)
+    setattr(module, leaf, torch.nn.Parameter(kept, requires_grad=False))
+
+
+def _unpacked(module: torch.nn.Module) -> bool:
+    return isinstance(module, QuantizedLinear) and not hasattr(module, "packed")

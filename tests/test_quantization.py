@@ -1,0 +1,132 @@
+"""Quantized layers against the layers they replace, and the demo model in 8 and 4 bits against itself in float32."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from config import DEMO_MODEL
+from engine.backends import load_backend
+from engine.backends.base import LoadOptions
+from engine.backends.voxtral import VoxtralBackend
+from engine.core import Job, Sampling
+from engine.quantization import FEW_ROWS, Int4Linear, Int8Linear, QuantizedLinear, supported, unpack_int4
+from engine.tokenizer import TextDecoder
+from engine.weights import load_quantized
+from engine.worker import Worker
+from tests.speech import clips_of, word_error_rate
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not supported(), reason="quantization needs an x86 CPU"),
+]
+HEARD = clips_of("trained voice", "unheard voice", "loudness", "short", "long pauses", "half a minute")
+
+
+def packed(kind: type[QuantizedLinear], linear: torch.nn.Linear) -> QuantizedLinear:
+    quantized = kind(linear)
+    quantized.pack(linear.weight.data)
+    return quantized
+
+
+def relative_error(quantized: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """For each row (rows,): the length of the difference by the length of the exact one."""
+    return (quantized - exact).norm(dim=-1) / exact.norm(dim=-1)
+
+
+@given(rows=st.integers(1, 2 * FEW_ROWS), seed=st.integers(0, 2**31), bias=st.booleans())
+@torch.inference_mode()
+def test_a_quantized_layer_gives_nearly_what_the_layer_gave(rows: int, seed: int, bias: bool) -> None:
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(128, 192, bias=bias)
+    inputs = torch.randn(rows, 128)
+    exact = linear(inputs)
+    assert relative_error(packed(Int8Linear, linear)(inputs), exact).max() < 0.05
+    assert relative_error(packed(Int4Linear, linear)(inputs), exact).max() < 0.2
+
+
+@torch.inference_mode()
+def test_a_row_of_outliers_does_not_spoil_its_neighbours() -> None:
+    torch.manual_seed(0)
+    layer, inputs = packed(Int8Linear, torch.nn.Linear(128, 64)), torch.randn(8, 128)
+    alone = layer(inputs[:1])
+    inputs[1:] *= 1000
+    assert torch.equal(layer(inputs)[:1], alone)
+
+
+@torch.inference_mode()
+def test_large_weights_and_large_activations_do_not_overflow() -> None:
+    """All at their limits and of one sign: the largest sums that the integer kernels must hold."""
+    linear = torch.nn.Linear(256, 64, bias=False)
+    torch.nn.init.constant_(linear.weight, 0.5)
+    inputs = torch.full((4, 256), 3.0)
+    torch.testing.assert_close(packed(Int8Linear, linear)(inputs), linear(inputs), rtol=0.01, atol=0)
+
+
+@torch.inference_mode()
+def test_silence_stays_silent() -> None:
+    layer = packed(Int8Linear, torch.nn.Linear(64, 64, bias=False))
+    assert not layer(torch.zeros(3, 64)).any()
+
+
+def test_four_bit_levels_can_be_unpacked() -> None:
+    levels = torch.randint(0, 16, (192, 96), dtype=torch.int32)
+    assert torch.equal(unpack_int4(torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)).int(), levels)
+
+
+def transcripts(quantization: str) -> list[str]:
+    backend = load_backend("transformers", DEMO_MODEL, LoadOptions("cpu", "float32", 8, quantization))
+    worker = Worker(backend)
+
+    async def hear(samples) -> str:
+        stream = worker.submit(Job(backend.tokenizer.transcription_prompt("en"), (samples,), 300, Sampling()))
+        decoder = TextDecoder()
+        return "".join([decoder.add(backend.tokenizer.token_bytes(token.id)) async for token in stream])
+
+    async def hear_all() -> list[str]:
+        return await asyncio.gather(*(hear(clip.samples()) for clip in HEARD))
+
+    try:
+        return asyncio.run(hear_all())
+    finally:
+        worker.close()
+
+
+@pytest.fixture(scope="module")
+def exact_error_rate() -> float:
+    return word_error_rate([(clip.words, text) for clip, text in zip(HEARD, transcripts("none"), strict=True)])
+
+
+@pytest.mark.parametrize(("quantization", "more_errors"), [("int8", 0.003), ("int4", 0.01)])
+def test_the_demo_model_hears_as_well_in_fewer_bits(
+    exact_error_rate: float, quantization: str, more_errors: float
+) -> None:
+    texts = transcripts(quantization)
+    error_rate = word_error_rate([(clip.words, text) for clip, text in zip(HEARD, texts, strict=True)])
+    assert error_rate <= exact_error_rate + more_errors
+
+
+def test_loaded_weights_take_as_much_as_was_foreseen() -> None:
+    for quantization in ("int8", "int4"):
+        options = LoadOptions("cpu", "float32", 8, quantization)
+        backend = load_backend("transformers", DEMO_MODEL, options)
+        assert math.isclose(VoxtralBackend.memory_needed(DEMO_MODEL, options), backend.memory_bytes, rel_tol=0.1)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((DEMO_MODEL / "config.json").read_bytes())
+    weights = load_file(DEMO_MODEL / "model.safetensors")
+    del weights["language_model.lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="the checkpoint lacks lm_head"):
+        load_quantized(tmp_path, 8, torch.float32)
+    save_file({"language_model.model.layers.99.mlp.up_proj.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="which Voxtral has not"):
+        load_quantized(tmp_path, 8, torch.float32)
