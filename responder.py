@@ -119,7 +119,7 @@ class Reply:
         ready: asyncio.Queue[AnswerEvent | Exception] = asyncio.Queue()
         for choice in range(self._request.choices):
             seed = None if job.sampling.seed is None else job.sampling.seed + choice
-            stream = worker.submit(replace(job, sampling=replace(job.sampling, seed=seed)))
+            stream = worker.submit(replace(job, sampling=replace(job.sampling, seed=seed)), self)
             self._streams.append(stream)
             writer = Writer(choice, worker.backend.tokenizer, self._request.stop)
             self._tasks.append(asyncio.create_task(self._write(stream, writer, ready)))

@@ -177,7 +177,7 @@ class Transcription:
         chunk, self._first = self._first, None
         try:
             while chunk:
-                stream = worker.submit(self._job(chunk, prompt))
+                stream = worker.submit(self._job(chunk, prompt), self)
                 self._submitted.append(stream)
                 await ready.put(_Submitted(chunk, stream))
                 chunk = await self._next_chunk()

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import queue
 import threading
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,8 +44,8 @@ IDLE_SECONDS = 30.0  # after which memory that only running jobs need is given b
 class JobStream:
     """The tokens of one job as an async iterator. After its end `done` tells how it ended."""
 
-    def __init__(self, job: Job, worker: Worker) -> None:
-        self.job = job
+    def __init__(self, job: Job, owner: Hashable, worker: Worker) -> None:
+        self.job, self.owner = job, owner
         self.audio_tokens = worker.audio_tokens(job)
         self.done: JobDone | None = None
         self.loop = asyncio.get_running_loop()
@@ -109,15 +110,15 @@ class Worker:
     def waiting(self) -> int:
         return len(self._scheduler.waiting)
 
-    def submit(self, job: Job) -> JobStream:
-        """Queue a job; call it from the event loop that will read the stream.
+    def submit(self, job: Job, owner: Hashable) -> JobStream:
+        """Queue a job; call it from the event loop that will read the stream. Jobs of one `owner` share its turn.
 
         Raises PromptTooLong, PromptInvalid, or EngineStopped when the worker is no longer there.
         """
         self.check(job.prompt, self.audio_tokens(job), job.max_tokens, job.sampling)
         if not self.alive:
             raise EngineStopped("The model is not running.")
-        stream = JobStream(job, self)
+        stream = JobStream(job, owner, self)
         self._inbox.put(("submit", stream))
         return stream
 
@@ -185,7 +186,7 @@ class Worker:
 
     def _handle(self, kind: str, stream: JobStream | None) -> None:
         if kind == "submit" and stream:
-            self._scheduler.add(stream)
+            self._scheduler.add(stream, stream.owner)
         elif kind == "cancel" and stream:
             self._retire(stream)
 

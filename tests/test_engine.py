@@ -68,7 +68,7 @@ def expected(backend: VoxtralBackend) -> dict[str, list[int]]:
 async def test_greedy_tokens_equal_generate_in_batches_of_mixed_lengths(
     worker: Worker, expected: dict[str, list[int]], batch: int
 ) -> None:
-    streams = [worker.submit(job(worker, name)) for name in NAMES[-batch:]]
+    streams = [worker.submit(job(worker, name), "test") for name in NAMES[-batch:]]
     heard = await asyncio.gather(*map(tokens_of, streams))
     assert dict(zip(NAMES[-batch:], heard, strict=True)) == {name: expected[name] for name in NAMES[-batch:]}
 
@@ -76,13 +76,13 @@ async def test_greedy_tokens_equal_generate_in_batches_of_mixed_lengths(
 async def test_jobs_that_join_and_leave_midway_do_not_change_each_other(
     worker: Worker, expected: dict[str, list[int]]
 ) -> None:
-    first = worker.submit(job(worker, "minute"))
+    first = worker.submit(job(worker, "minute"), "test")
     started = [await anext(first) for _ in range(20)]
-    leaving = worker.submit(job(worker, "dense_0"))
-    joining = worker.submit(job(worker, "voice_en-us"))
+    leaving = worker.submit(job(worker, "dense_0"), "test")
+    joining = worker.submit(job(worker, "voice_en-us"), "test")
     await anext(leaving)
     leaving.cancel()
-    late = worker.submit(job(worker, "gain-20"))
+    late = worker.submit(job(worker, "gain-20"), "test")
     rest, joined, last = await asyncio.gather(tokens_of(first), tokens_of(joining), tokens_of(late))
     assert [token.id for token in started] + rest == expected["minute"]
     assert joined == expected["voice_en-us"]
@@ -108,23 +108,33 @@ async def test_prompt_ids_equal_the_official_processor(backend: VoxtralBackend) 
 
 
 async def test_a_cancelled_job_gives_its_row_back(worker: Worker) -> None:
-    streams = [worker.submit(job(worker, "minute")) for _ in range(10)]
+    streams = [worker.submit(job(worker, "minute"), "test") for _ in range(10)]
     await anext(streams[0])
     for stream in streams:
         stream.cancel()
-    assert await asyncio.wait_for(tokens_of(worker.submit(job(worker, "short_0"))), 20)
+    assert await asyncio.wait_for(tokens_of(worker.submit(job(worker, "short_0"), "test")), 20)
     assert (worker.running, worker.waiting) == (0, 0)
 
 
+async def test_a_short_request_does_not_wait_for_all_chunks_of_a_long_one(worker: Worker) -> None:
+    chunks = [worker.submit(job(worker, "sparse_0"), "the long one") for _ in range(24)]
+    await anext(chunks[7])  # all rows are taken
+    short = worker.submit(job(worker, "short_0"), "the short one")
+    assert await tokens_of(short)
+    assert sum(chunk.done is not None or not chunk.arrived.empty() for chunk in chunks) <= 16
+    for chunk in chunks:
+        chunk.cancel()
+
+
 async def test_the_cap_ends_a_job_and_says_so(worker: Worker) -> None:
-    stream = worker.submit(job(worker, "minute", max_tokens=5))
+    stream = worker.submit(job(worker, "minute", max_tokens=5), "test")
     assert len(await tokens_of(stream)) == 5
     assert stream.done.reason == "length"
     assert stream.done.output_tokens == 5
 
 
 async def test_the_end_reports_tokens_and_how_likely_silence_was(worker: Worker) -> None:
-    speech, silence = worker.submit(job(worker, "voice_en-us")), worker.submit(job(worker, "silence"))
+    speech, silence = worker.submit(job(worker, "voice_en-us"), "test"), worker.submit(job(worker, "silence"), "test")
     heard, nothing = await asyncio.gather(tokens_of(speech), tokens_of(silence))
     assert speech.done.output_tokens == len(heard) + 1
     assert (speech.done.audio_tokens, speech.done.text_tokens) == (375, 9)
@@ -133,7 +143,7 @@ async def test_the_end_reports_tokens_and_how_likely_silence_was(worker: Worker)
 
 
 async def test_a_seed_repeats_a_sampled_text(worker: Worker) -> None:
-    streams = [worker.submit(job(worker, "dense_0", temperature=1.5, seed=seed)) for seed in (3, 3, 4)]
+    streams = [worker.submit(job(worker, "dense_0", temperature=1.5, seed=seed), "test") for seed in (3, 3, 4)]
     first, again, other = await asyncio.gather(*map(tokens_of, streams))
     assert first == again != other
 
@@ -147,8 +157,8 @@ async def test_a_failure_stays_in_its_own_job(worker: Worker, monkeypatch: pytes
         return prefill(failed, row)
 
     monkeypatch.setattr(worker.backend, "prefill", failing)
-    good = worker.submit(job(worker, "voice_en-us"))
-    bad = worker.submit(Job(good.job.prompt, (np.zeros(777, np.float32),), 10, Sampling()))
+    good = worker.submit(job(worker, "voice_en-us"), "test")
+    bad = worker.submit(Job(good.job.prompt, (np.zeros(777, np.float32),), 10, Sampling()), "test")
     with pytest.raises(JobFailed, match="out of memory"):
         await tokens_of(bad)
     decoder, token_bytes = TextDecoder(), worker.backend.tokenizer.token_bytes
@@ -160,18 +170,18 @@ async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, mo
         raise SystemError("the worker dies here")
 
     monkeypatch.setattr(worker.backend, "move_row", die)
-    short, long = worker.submit(job(worker, "short_0")), worker.submit(job(worker, "minute"))
+    short, long = worker.submit(job(worker, "short_0"), "test"), worker.submit(job(worker, "minute"), "test")
     with pytest.raises(EngineStopped):
         await tokens_of(long)
     assert isinstance(await anext(short), Token)
     assert not worker.alive
     with pytest.raises(EngineStopped):
-        worker.submit(job(worker, "short_0"))
+        worker.submit(job(worker, "short_0"), "test")
 
 
 async def test_closing_ends_what_is_left(backend: VoxtralBackend) -> None:
     worker = Worker(backend)
-    stream = worker.submit(job(worker, "minute"))
+    stream = worker.submit(job(worker, "minute"), "test")
     await anext(stream)
     await asyncio.to_thread(worker.close)
     with pytest.raises(EngineStopped):
@@ -181,7 +191,7 @@ async def test_closing_ends_what_is_left(backend: VoxtralBackend) -> None:
 async def test_a_prompt_beyond_the_context_is_refused(worker: Worker) -> None:
     prompt = worker.backend.tokenizer.chat_prompt(instructed("word " * 40_000))[0]
     with pytest.raises(PromptTooLong, match="Shorten the text"):
-        worker.submit(Job(prompt, (np.zeros(16_000, np.float32),), 10, Sampling()))
+        worker.submit(Job(prompt, (np.zeros(16_000, np.float32),), 10, Sampling()), "test")
 
 
 def test_characters_of_several_tokens_come_out_whole(backend: VoxtralBackend) -> None:

@@ -86,7 +86,7 @@ def transcripts(quantization: str) -> list[str]:
     worker = Worker(backend)
 
     async def hear(samples) -> str:
-        stream = worker.submit(Job(backend.tokenizer.transcription_prompt("en"), (samples,), 300, Sampling()))
+        stream = worker.submit(Job(backend.tokenizer.transcription_prompt("en"), (samples,), 300, Sampling()), "test")
         decoder = TextDecoder()
         return "".join([decoder.add(backend.tokenizer.token_bytes(token.id)) async for token in stream])
 

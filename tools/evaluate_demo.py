@@ -71,7 +71,8 @@ def conditions(trained: Arranger, unheard: Arranger) -> list[Condition]:
 
 
 async def hear(worker: Worker, recording: Recording, prompt: Prompt) -> str:
-    stream = worker.submit(Job(prompt, (recording.samples,), 32 + round(len(recording.samples) / 1600), Sampling()))
+    job = Job(prompt, (recording.samples,), 32 + round(len(recording.samples) / 1600), Sampling())
+    stream = worker.submit(job, "evaluation")
     decoder, token_bytes = TextDecoder(), worker.backend.tokenizer.token_bytes
     return "".join([decoder.add(token_bytes(token.id)) async for token in stream]) + decoder.finish()
 
