@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from api.fields import steady_temperature
 from engine.core import Sampling
+
+Bias = Annotated[float, Field(ge=-100, le=100)]
+LEAST_TOP_P = 1e-6  # the likeliest token always stays; a share that float32 cannot hold would leave none
 
 
 class FunctionCall(BaseModel):
@@ -31,7 +35,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatBody(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     model: str = Field(min_length=1, description="an id or alias of GET /v1/models", examples=["whisper-1"])
     messages: list[ChatMessage] = Field(min_length=1)
@@ -49,8 +53,8 @@ class ChatBody(BaseModel):
     random_seed: int | None = Field(None, description="Mistral's name for seed")
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[int, float] | None = None
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
+    logit_bias: dict[int, Bias] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     max_tokens: int | None = Field(None, ge=0, description="0 and left out: MAX_ANSWER_TOKENS")
@@ -94,8 +98,8 @@ class ChatBody(BaseModel):
     @property
     def sampling(self) -> Sampling:
         return Sampling(
-            temperature=self.temperature or 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            temperature=steady_temperature(self.temperature),
+            top_p=1.0 if self.top_p is None else max(self.top_p, LEAST_TOP_P),
             top_k=max(self.top_k or 0, 0),
             min_p=self.min_p or 0.0,
             seed=self.random_seed if self.seed is None else self.seed,

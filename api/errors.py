@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from admission import TooManyRequests
 from audio_processor import AudioError
@@ -23,6 +23,7 @@ from model_manager import ModelUnavailable
 
 log = logging.getLogger("voxtral.api")
 
+CLIENT_GONE = 499  # nginx's status for a client that closed the connection; nobody reads it but the log
 RETRY_SOON_SECONDS = 5
 RETRY_LATER_SECONDS = 30
 NO_RETRY = {"x-should-retry": "false"}  # SDKs send everything again after any other 5xx
@@ -80,9 +81,13 @@ def _retry(status: int, message: str, code: str, seconds: int) -> ApiError:
 
 
 def _http_error(error: HTTPException) -> ApiError:
-    """Starlette's own errors: no such route, wrong method, a broken multipart body."""
+    """Starlette's own errors: no such route, wrong method."""
     if error.status_code == 404:
         return ApiError(404, "No such path. See /docs for what there is.", code="not_found")
+    if error.status_code == 405:
+        return ApiError(
+            405, "This path has other methods. See /docs.", code="method_not_allowed", headers=dict(error.headers or {})
+        )
     return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
@@ -109,6 +114,7 @@ DESCRIPTIONS: dict[type, Callable[[Any], ApiError]] = {
     PromptTooLong: lambda error: ApiError(400, str(error), param="messages", code="context_length_exceeded"),
     JobFailed: lambda error: ApiError(500, str(error), code="engine_error", headers=NO_RETRY),
     HTTPException: _http_error,
+    ClientDisconnect: lambda error: ApiError(CLIENT_GONE, "The client left before its request was whole."),
 }
 
 
@@ -120,14 +126,10 @@ def from_validation(problems: list[Any]) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def on_validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(from_validation(list(error.errors())))
-
     async def on_error(request: Request, error: Exception) -> JSONResponse:
         return answer(describe(error))
 
-    for kind in (ApiError, AudioError, TooManyRequests, ModelUnavailable, EngineError, HTTPException):
+    for kind in (ApiError, AudioError, TooManyRequests, ModelUnavailable, EngineError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, on_error)
     app.add_exception_handler(Exception, on_error)
 

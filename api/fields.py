@@ -43,6 +43,11 @@ def number(values: Mapping[str, Any], name: str, low: float, high: float) -> flo
     return result
 
 
+def steady_temperature(temperature: float | None) -> float:
+    """0, the likeliest token, for what is as good as 0: logits divided by it would leave float32."""
+    return temperature if temperature and temperature >= 0.001 else 0.0
+
+
 def integer(values: Mapping[str, Any], name: str) -> int | None:
     value = values.get(name)
     if value in ABSENT:
@@ -93,7 +98,7 @@ def _items(value: Any) -> list[str]:
         return []
     text = str(value).strip()
     if text.startswith("["):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             return [str(item) for item in ast.literal_eval(text)]  # reads JSON arrays of strings as well
     return [item.strip() for item in text.split(",")]
 
@@ -107,7 +112,7 @@ def nested(values: Mapping[str, Any], name: str) -> dict[str, Any] | str | None:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise invalid(name, f"{name} is not valid JSON.") from None
     if not isinstance(value, str | dict):
         raise invalid(name, f"{name} must be a text or an object, not '{value}'.")

@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.errors import ApiError, invalid
 from api.service import Service, service_of
+from api.uploads import read_body
 from model_manager import Model, until_finished
 from model_store import Download, DownloadFailed, valid_repository
 from model_table import CONTEXT_LENGTH
@@ -43,8 +44,9 @@ async def list_models(request: Request) -> dict[str, Any]:
 
 
 @router.post("/models/pull")
-async def pull(request: Request, body: Pull) -> Response:
+async def pull(request: Request) -> Response:
     """Fetch a model from the Hugging Face Hub, or join the download of it that is at work."""
+    body = await read_body(request, Pull, may_be_empty=True)
     service = service_of(request)
     name = body.name or service.models.default.spec.id
     model = service.models.to_download(name) if valid_repository(name) else service.models.find(name)
@@ -82,9 +84,10 @@ def _pull_error(error: DownloadFailed) -> ApiError:
 
 
 @router.post("/models/load")
-async def load(request: Request, body: ModelName | None = None) -> dict[str, Any]:
+async def load(request: Request) -> dict[str, Any]:
+    """Load a model before the first request that needs it."""
     service = service_of(request)
-    model = _named(service, body)
+    model = _named(service, await read_body(request, ModelName, may_be_empty=True))
     before = model.loaded
     model.check_available()
     worker = await service.models.worker(model)
@@ -93,9 +96,9 @@ async def load(request: Request, body: ModelName | None = None) -> dict[str, Any
 
 
 @router.post("/models/unload")
-async def unload(request: Request, body: ModelName | None = None) -> dict[str, Any]:
+async def unload(request: Request) -> dict[str, Any]:
     """Give the model's memory back. The next request that asks for it loads it again."""
-    model = _named(service_of(request), body)
+    model = _named(service_of(request), await read_body(request, ModelName, may_be_empty=True))
     _check_unused(model)
     status = "unloaded" if model.loaded else "not_loaded"
     await model.unload()
@@ -122,8 +125,8 @@ async def delete_model(request: Request, model_id: str) -> dict[str, Any]:
     return {"id": model_id, "object": "model", "deleted": True, "freed_bytes": freed}
 
 
-def _named(service: Service, body: ModelName | None) -> Model:
-    return service.model(body.name) if body and body.name else service.models.default
+def _named(service: Service, body: ModelName) -> Model:
+    return service.model(body.name) if body.name else service.models.default
 
 
 def _check_unused(model: Model) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from admission import Admission
 from api import fields
-from api.errors import ApiError, describe, invalid
+from api.errors import CLIENT_GONE, ApiError, describe, invalid
 from api.remote import RemoteAudio
 from api.uploads import sent_audio
 from audio_processor import AudioFile, AudioLimits
@@ -24,8 +24,6 @@ from streaming import EventStream, sse, until_disconnect
 from transcriber import Transcriber, Transcription, TranscriptionRequest
 
 Result = TypeVar("Result")
-
-CLIENT_GONE = 499  # nginx's status for a client that closed the connection; nobody reads it but the log
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,9 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
     request = TranscriptionRequest(
         language="en" if task == "translate" else spoken,
         conversation=_instruction(values, task, spoken),
-        sampling=Sampling(fields.number(values, "temperature", 0, 1) or 0.0, seed=fields.integer(values, "seed")),
+        sampling=Sampling(
+            fields.steady_temperature(fields.number(values, "temperature", 0, 1)), seed=fields.integer(values, "seed")
+        ),
     )
     shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), _segments(values))
     return AudioCall(response_format, stream, shape, request)

@@ -10,18 +10,24 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import ApiError, invalid, unsupported
+from api.errors import ApiError, from_validation, invalid, unsupported
+
+Body = TypeVar("Body", bound=BaseModel)
 
 SPOOL_BYTES = 1 << 20  # smaller audio stays in memory
 FIELD_BYTES = 4 << 20  # longest form field that is not a file
 ENVELOPE_BYTES = 8 << 20  # what a request may hold beside the audio
 DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
+MOST_NESTING = 64  # levels of JSON; schemas of tools, the deepest there is, have a dozen
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 BASE64_SLICE = 4 * 256 * 1024  # characters decoded at a time; a multiple of 4
 
@@ -75,7 +81,15 @@ async def read_fields(request: Request) -> AsyncGenerator[Mapping[str, Any]]:
         raise ApiError(
             415, f"Content-Type '{kind}' cannot be read. Send multipart/form-data, or JSON with base64 audio."
         )
-    form = await request.form(max_part_size=FIELD_BYTES)
+    try:
+        form = await request.form(max_part_size=FIELD_BYTES)
+    except HTTPException as error:  # Starlette's way to say that a form is broken, or has too many fields
+        raise ApiError(
+            400,
+            f"The form cannot be read ({error.detail.rstrip('.')}). Send multipart/form-data with the recording in the "
+            "field 'file', as curl -F does.",
+            code="invalid_form",
+        ) from None
     try:
         yield form
     except BaseException:
@@ -83,17 +97,52 @@ async def read_fields(request: Request) -> AsyncGenerator[Mapping[str, Any]]:
         raise
 
 
-async def read_json(request: Request) -> dict[str, Any]:
+async def read_json(request: Request, may_be_empty: bool = False) -> dict[str, Any]:
+    """The object in a body. Raises ApiError 400 for anything else."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
+    if not body and may_be_empty:
+        return {}
     try:
-        values = await asyncio.to_thread(json.loads, body)
-    except ValueError as error:
+        values = await asyncio.to_thread(_parse_json, bytes(body))
+    except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(values, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
     return values
+
+
+def _parse_json(body: bytes) -> object:
+    """JSON as its standard has it. Python alone would let in NaN, halves of characters, which can be encoded nowhere
+    later, and nesting that breaks whoever walks it. Raises ValueError or RecursionError."""
+    text = body.decode("utf-8-sig")
+    values = json.loads(text, parse_constant=_refuse_constant)
+    if _deeper_than(MOST_NESTING, values):
+        raise ValueError(f"it is nested deeper than {MOST_NESTING} levels")
+    if SURROGATE.search(text):
+        json.dumps(values, ensure_ascii=False).encode()
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _deeper_than(most: int, values: object) -> bool:
+    level = [values]
+    for _ in range(most):
+        containers = [value for value in level if isinstance(value, dict | list)]
+        level = [inner for value in containers for inner in (value.values() if isinstance(value, dict) else value)]
+    return bool(level)
+
+
+async def read_body(request: Request, kind: type[Body], may_be_empty: bool = False) -> Body:
+    """A JSON body as `kind`. Raises ApiError 400 that names the field."""
+    try:
+        return kind.model_validate(await read_json(request, may_be_empty))
+    except ValidationError as error:
+        raise from_validation(error.errors(include_url=False)) from None
 
 
 async def sent_audio(values: Mapping[str, Any], limit_mb: int) -> BinaryIO:

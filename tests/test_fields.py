@@ -47,6 +47,11 @@ def test_what_is_empty_is_absent(absent: dict[str, Any]) -> None:
     assert fields.listed(absent, "a") == []
 
 
+@pytest.mark.parametrize("text", ["[{[]: 1}]", "[" * 10_000, "[" + "-" * 10_000 + "1]", "[1, 'a'", "[x]"])
+def test_what_looks_like_a_list_and_is_none_is_text(text: str) -> None:
+    assert fields.listed({"a": text}, "a") == [text.strip()] if "," not in text else ["[1", "'a'"]
+
+
 def test_every_spelling_of_an_object_is_read_alike() -> None:
     for values in (
         {"s[type]": "server_vad", "s[threshold]": "0.5"},
