@@ -3,7 +3,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/environment.sh
-prepare_environment requirements.txt requirements-dev.txt
+prepare_environment .venv requirements.txt requirements-dev.txt
+prepare_environment .venv/litellm requirements-litellm.txt
+prepare_node tests/clients/node
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 exec .venv/bin/python -m pytest "$@"

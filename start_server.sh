@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/environment.sh
-prepare_environment requirements.txt
+prepare_environment .venv requirements.txt
 exec .venv/bin/python main.py "$@"

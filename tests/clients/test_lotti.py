@@ -14,6 +14,8 @@ import pytest
 from tests.serving import Server
 from tests.speech import assert_heard, clip, encode
 
+pytestmark = pytest.mark.client("Lotti")
+
 SKILL_PROMPT = """Transcribe the provided audio file(s). Do NOT translate - keep the original language.
 Format the transcription clearly with proper punctuation.
 Start a new paragraph when there are small pauses in the speech.

@@ -12,6 +12,7 @@ from mistralai.client.errors import SDKError
 from tests.serving import Server
 from tests.speech import assert_heard, clip
 
+pytestmark = pytest.mark.client("mistralai (Python)")
 MODEL = "voxtral-mini-latest"
 SPOKEN = clip("voice_en-us")
 FILE = {"file_name": "recording.flac", "content": SPOKEN.data}

@@ -13,6 +13,7 @@ import pytest
 from tests.serving import Server
 from tests.speech import assert_heard, clip, clips_of, encode, word_error_rate
 
+pytestmark = pytest.mark.client("openai (Python)")
 MODEL = "whisper-1"
 
 
