@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
 import logs
 from admission import Admission
-from api import ROUTERS, UNVERSIONED_ROUTERS, errors
-from api.edge import LimitRate, RequestId, RequireKey
+from api import BODIES, ROUTERS, UNVERSIONED_ROUTERS, errors, openapi
+from api.edge import DOCS_ASSETS, LimitRate, RequestId, RequireKey
 from api.remote import RemoteAudio
 from api.service import Service
 from api.uploads import BodyLimit
@@ -57,7 +58,14 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
             task.cancel()
         await models.close()
 
-    app = FastAPI(title="Voxtral Local", summary="Speech to text on this machine", lifespan=lifespan)
+    # The pages of /docs come from this machine too, and not from a network that may not be there.
+    app = FastAPIOffline(
+        title="Voxtral Local",
+        summary="Speech to text on this machine",
+        lifespan=lifespan,
+        static_url=DOCS_ASSETS,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.service = Service(settings, models, transcriber, responder, admission, metrics, RemoteAudio(settings))
     metrics.registry.register(_gauges(models, admission))
     for router in ROUTERS:
@@ -68,6 +76,7 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
     for router in UNVERSIONED_ROUTERS:
         app.include_router(router)
     errors.install(app)
+    openapi.install(app, BODIES, with_keys=bool(settings.api_keys))
     app.add_middleware(BodyLimit, limit_mb=settings.max_audio_size_mb)
     if settings.requests_per_minute:
         app.add_middleware(LimitRate, per_minute=settings.requests_per_minute, by_key=bool(settings.api_keys))

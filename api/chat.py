@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
@@ -22,6 +22,8 @@ from api.chat_schema import ChatBody
 from api.chat_wire import ChatCompletion
 from api.errors import ApiError, from_validation, invalid, unsupported
 from api.instructions import asks_for_more, asks_for_transcript, means_transcription, spoken_in
+from api.openapi import EVENTS, FLAC, answers, json_body
+from api.schemas import Completion
 from api.service import Service, service_of
 from api.uploads import base64_file, is_address, read_json
 from responder import AnswerRequest, fold_answers
@@ -37,8 +39,25 @@ REFUSED = {
 }  # fmt: skip
 
 
-@router.post("/chat/completions", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
-    "schema": ChatBody.model_json_schema()}}}})  # fmt: skip
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "transcript": {
+        "model": "whisper-1", "audio": FLAC, "messages": [{"role": "user", "content": "Transcribe this audio."}],
+    },
+    "question": {
+        "model": "whisper-1", "max_tokens": 50, "messages": [{"role": "user", "content": [
+            {"type": "input_audio", "input_audio": {"data": FLAC, "format": "flac"}},
+            {"type": "text", "text": "What is said in this recording?"},
+        ]}],
+    },
+    "text": {"model": "whisper-1", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello."}]},
+}  # fmt: skip
+
+
+@router.post(
+    "/chat/completions",
+    openapi_extra=json_body(ChatBody, **EXAMPLES),
+    responses=answers(Completion, refused=(404, 413, 503), events=EVENTS),
+)
 async def complete(request: Request) -> Response:
     """A transcript, an answer about recordings, or plain chat. Streams text as it is decoded when `stream` is true."""
     service = service_of(request)

@@ -15,57 +15,73 @@ LEAST_TOP_P = 1e-6  # the likeliest token always stays; a share that float32 can
 
 class FunctionCall(BaseModel):
     name: str = Field(min_length=1)
-    arguments: str | dict[str, Any] = "{}"
+    arguments: str | dict[str, Any] = Field("{}", description="JSON, as text or as it is")
 
 
 class AssistantToolCall(BaseModel):
-    id: str = Field(min_length=1)
+    id: str = Field(min_length=1, description="nine letters and digits, as in the answer that made the call")
     function: FunctionCall
 
 
 class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
-    tool_calls: list[AssistantToolCall] | None = None
-    tool_call_id: str | None = None
+    content: str | list[dict[str, Any]] | None = Field(
+        None,
+        description="text, or parts: {type: text, text}, {type: input_audio, input_audio: {data: base64}}, "
+        "{type: audio_url, audio_url: {url}}, {type: file, file: {file_data: data URL}}; audio only from the user",
+    )
+    tool_calls: list[AssistantToolCall] | None = Field(None, description="that the assistant made")
+    tool_call_id: str | None = Field(None, description="the call that a message of role tool answers")
 
 
 class StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool = Field(False, description="one more chunk at the end, with the usage")
 
 
 class ChatBody(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     model: str = Field(min_length=1, description="an id or alias of GET /v1/models", examples=["whisper-1"])
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, description="the last one is the user's or a tool's")
     audio: str | dict[str, Any] | None = Field(
-        None, description="base64 of a recording to transcribe; OpenAI's object of this name asks for spoken answers"
+        None,
+        description="base64 of a recording to transcribe in chunks, however long it is; OpenAI's object of this name "
+        "asks for spoken answers, which there are none of, and means nothing",
     )
-    language: str | None = Field(None, description="of the recording; left out: recognised")
-    stream: bool | None = False
+    language: str | None = Field(
+        None, description="of the recording, ISO 639-1 or an English name; left out: recognised", examples=["en"]
+    )
+    stream: bool | None = Field(False, description="server-sent events, text as it is decoded, `[DONE]` at the end")
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, description="-1 and 0: all")
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = None
+    temperature: float | None = Field(None, ge=0, le=2, description="0: always the likeliest token")
+    top_p: float | None = Field(None, gt=0, le=1, description="share of the probability that is drawn from")
+    top_k: int | None = Field(None, ge=-1, description="likeliest tokens that are drawn from; -1 and 0: all")
+    min_p: float | None = Field(None, ge=0, le=1, description="least share of the likeliest token's probability")
+    seed: int | None = Field(None, description="the same seed makes the same choices at a temperature above 0")
     random_seed: int | None = Field(None, description="Mistral's name for seed")
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
-    logit_bias: dict[int, Bias] | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="for each time that a token was written")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="for a token that was written")
+    repetition_penalty: float | None = Field(
+        None, ge=0.01, le=10, description="divides the logits of tokens in prompt and answer; 1: none"
+    )
+    logit_bias: dict[int, Bias] | None = Field(None, description="added to the logits of these tokens")
+    logprobs: bool | None = Field(None, description="log-probability of each token")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="so many likeliest tokens beside it")
     max_tokens: int | None = Field(None, ge=0, description="0 and left out: MAX_ANSWER_TOKENS")
     max_completion_tokens: int | None = Field(None, ge=0, description="wins over max_tokens")
-    min_tokens: int | None = Field(None, ge=0)
-    n: int = Field(1, ge=1, le=16)
-    stop: str | list[str] | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    min_tokens: int | None = Field(None, ge=0, description="before which the answer may not end")
+    n: int = Field(1, ge=1, le=16, description="answers to the same conversation")
+    stop: str | list[str] | None = Field(None, description="texts that end an answer and are no part of it")
+    response_format: dict[str, Any] | None = Field(
+        None, description="{type: text}, {type: json_object}, or {type: json_schema, json_schema: {name, schema}}"
+    )
+    tools: list[dict[str, Any]] | None = Field(
+        None, description="functions that the answer may call, as OpenAI has them"
+    )
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="auto, none, required, or {type: function, function: {name}}"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: one call at most")
 
     @field_validator("n", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from metrics import Metrics
 SANE_ID = re.compile(r"[\w.:-]{1,128}")
 # Open without a key: probes of load balancers, and the documentation, which holds nothing secret.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
-DOCS_ASSETS = "/static-offline-docs/"
+DOCS_ASSETS = "/docs-assets"
 
 
 class RequestId:
@@ -107,7 +107,7 @@ class LimitRate:
 
 
 def _is_open(scope: Scope) -> bool:
-    return scope["path"] in OPEN_PATHS or scope["path"].startswith(DOCS_ASSETS)
+    return scope["path"] in OPEN_PATHS or scope["path"].startswith(f"{DOCS_ASSETS}/")
 
 
 def _bearer(headers: Headers) -> str:

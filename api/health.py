@@ -8,13 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from api.schemas import Health, Readiness
 from api.service import service_of
 from model_manager import Model, process_memory
 
 router = APIRouter()
 
 
-@router.get("/health")
+@router.get("/health", response_model=None, responses={200: {"model": Health, "description": "Always."}})
 async def health(request: Request) -> dict[str, Any]:
     """The first five fields are Lotti's. `model_state`: absent, downloading, failed, on_disk, loading or loaded."""
     service = service_of(request)
@@ -40,7 +41,13 @@ async def health(request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/ready")
+@router.get(
+    "/ready",
+    responses={
+        200: {"model": Readiness, "description": "A request would be answered now."},
+        503: {"model": Readiness, "description": "Not yet, or not at all: see model_state."},
+    },
+)
 async def ready(request: Request) -> JSONResponse:
     """200 while the model is loaded, or on disk after being idle; 503 while it is fetched or loaded, or has failed."""
     model = service_of(request).models.default

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response, StreamingResponse
 
 from api.errors import ApiError, invalid
+from api.openapi import EVENTS, answers, json_body
+from api.schemas import DeletedModel, LoadedModel, ModelObject, ModelObjects, PulledModel, UnloadedModel
 from api.service import Service, service_of
 from api.uploads import read_body
 from model_manager import Model, until_finished
@@ -21,6 +23,9 @@ from streaming import sse
 router = APIRouter()
 
 PROGRESS_SECONDS = 0.4  # between two lines of progress; clients are promised two a second at least
+
+
+ModelId = Annotated[str, Path(description="id or alias; may hold slashes", examples=["whisper-1"])]
 
 
 class ModelName(BaseModel):
@@ -36,14 +41,19 @@ class Pull(ModelName):
     stream: bool = Field(True, description="progress as server-sent events; false: one answer at the end")
 
 
-@router.get("/models")
+@router.get("/models", response_model=None, responses=answers(ModelObjects))
 async def list_models(request: Request) -> dict[str, Any]:
+    """The models on this machine, the served one first."""
     service = service_of(request)
     models = await asyncio.to_thread(service.models.listed)
     return {"object": "list", "data": [describe_model(service, model) for model in models]}
 
 
-@router.post("/models/pull")
+@router.post(
+    "/models/pull",
+    openapi_extra=json_body(Pull, required=False, served={"model": "whisper-1"}),
+    responses=answers(PulledModel, refused=(404, 502, 507), events=EVENTS),
+)
 async def pull(request: Request) -> Response:
     """Fetch a model from the Hugging Face Hub, or join the download of it that is at work."""
     body = await read_body(request, Pull, may_be_empty=True)
@@ -83,7 +93,12 @@ def _pull_error(error: DownloadFailed) -> ApiError:
     return ApiError(502, str(error), code="download_failed")
 
 
-@router.post("/models/load")
+@router.post(
+    "/models/load",
+    response_model=None,
+    openapi_extra=json_body(ModelName, required=False, served={"model": "whisper-1"}),
+    responses=answers(LoadedModel, refused=(404, 503)),
+)
 async def load(request: Request) -> dict[str, Any]:
     """Load a model before the first request that needs it."""
     service = service_of(request)
@@ -95,7 +110,12 @@ async def load(request: Request) -> dict[str, Any]:
     return {"status": status, "message": worker.backend.description, "device": worker.backend.device}
 
 
-@router.post("/models/unload")
+@router.post(
+    "/models/unload",
+    response_model=None,
+    openapi_extra=json_body(ModelName, required=False, served={"model": "whisper-1"}),
+    responses=answers(UnloadedModel, refused=(404,)),
+)
 async def unload(request: Request) -> dict[str, Any]:
     """Give the model's memory back. The next request that asks for it loads it again."""
     model = _named(service_of(request), await read_body(request, ModelName, may_be_empty=True))
@@ -105,15 +125,15 @@ async def unload(request: Request) -> dict[str, Any]:
     return {"status": status, "id": model.spec.id}
 
 
-@router.get("/models/{model_id:path}")
-async def get_model(request: Request, model_id: str) -> dict[str, Any]:
+@router.get("/models/{model_id:path}", response_model=None, responses=answers(ModelObject, refused=(404,)))
+async def get_model(request: Request, model_id: ModelId) -> dict[str, Any]:
     """Model ids hold slashes; both `%2F` and the slash itself find them."""
     service = service_of(request)
     return describe_model(service, service.model(model_id)) | {"id": model_id}
 
 
-@router.delete("/models/{model_id:path}")
-async def delete_model(request: Request, model_id: str) -> dict[str, Any]:
+@router.delete("/models/{model_id:path}", response_model=None, responses=answers(DeletedModel, refused=(404,)))
+async def delete_model(request: Request, model_id: ModelId) -> dict[str, Any]:
     """Unload a model and remove its files from the cache."""
     model = service_of(request).model(model_id)
     if model.spec.folder:

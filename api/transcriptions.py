@@ -16,6 +16,8 @@ from api.dialects import speaks_mistral
 from api.errors import ApiError, invalid, unsupported
 from api.formats import FORMATS, Shape, Task
 from api.instructions import prompted_transcription, translation
+from api.openapi import EVENTS, FLAC, TEXT, answers
+from api.schemas import Transcription, VerboseTranscription
 from api.service import service_of
 from api.transcription_wire import mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
@@ -25,31 +27,64 @@ from transcript import Conversation, fold
 
 router = APIRouter()
 
+WORDS = {"type": "array", "items": {"type": "string"}}
 # What /docs says of each field; nested objects and lists may be spelled in every way that `fields` reads.
 FIELDS: dict[str, dict[str, Any]] = {
-    "language": {"type": "string", "description": "ISO 639-1, or an English name; left out: recognised"},
-    "prompt": {"type": "string", "description": "names, spellings and style to expect"},
-    "keywords": {"type": "array", "items": {"type": "string"}, "description": "words to expect; also `context_bias`"},
-    "response_format": {"type": "string", "enum": list(FORMATS)},
-    "temperature": {"type": "number", "minimum": 0, "maximum": 1, "description": "0: always the likeliest word"},
+    "model": {"type": "string", "description": "an id or alias of GET /v1/models", "examples": ["whisper-1"]},
+    "language": {
+        "type": "string", "examples": ["en"],
+        "description": "what is spoken, ISO 639-1 or an English name; left out: recognised; also alone in `languages`",
+    },
+    "prompt": {"type": "string", "description": "names, spellings and style to expect", "examples": ["Lotti, macOS"]},
+    "keywords": {**WORDS, "description": "words to expect; also `context_bias`"},
+    "response_format": {
+        "type": "string", "enum": list(FORMATS), "default": "json", "description": "how the transcript is written down",
+    },
+    "temperature": {"type": "number", "minimum": 0, "maximum": 1, "description": "0: always the likeliest token"},
     "seed": {"type": "integer", "description": "the same seed makes the same choices at a temperature above 0"},
-    "include": {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
-    "timestamp_granularities": {"type": "array", "items": {"type": "string", "enum": ["segment"]}},
-    "stream": {"type": "boolean", "description": "server-sent events, text as it is decoded"},
-}
+    "include": {
+        "type": "array", "items": {"type": "string", "enum": ["logprobs"]},
+        "description": "log-probability of each token, in `json` and in streams",
+    },
+    "timestamp_granularities": {
+        "type": "array", "items": {"type": "string", "enum": ["segment"]}, "description": "segments in `json` too",
+    },
+    "chunking_strategy": {
+        "type": "string", "enum": ["auto"], "description": "audio is always cut where nobody speaks",
+    },
+    "stream": {"type": "boolean", "default": False, "description": "server-sent events, text as it is decoded"},
+    "file_url": {
+        "type": "string", "format": "uri", "description": "in place of a file: https, on a host of REMOTE_AUDIO_HOSTS",
+    },
+}  # fmt: skip
+TO_LANGUAGE = {"to_language": {"type": "string", "enum": ["en"], "description": "translations are into English"}}
+FILE = {"type": "string", "format": "binary", "description": "audio or video in any format of FFmpeg"}
+BASE64 = {"type": "string", "description": "base64 of the file or a data URL; also `audio`", "examples": [FLAC]}
 # Voice activity detection as OpenAI has it; the values that ask for nothing else than what is done anyway.
 VAD_DEFAULTS = {"prefix_padding_ms": 300.0, "silence_duration_ms": 200.0, "threshold": 0.5}
 
 
-def audio_form_schema(*names: str) -> dict[str, Any]:
-    """The OpenAPI description of a form with audio and the fields of these names."""
-    properties = {
-        "file": {"type": "string", "format": "binary", "description": "audio or video in any format of FFmpeg"},
-        "model": {"type": "string", "description": "an id or alias of GET /v1/models", "example": "whisper-1"},
-        **{name: FIELDS[name] for name in names},
+def audio_route(**more_fields: dict[str, Any]) -> dict[str, Any]:
+    """What /docs says of a route that takes audio and the fields of a transcription."""
+
+    def form(required: str, **fields: dict[str, Any]) -> dict[str, Any]:
+        properties = {**fields, **FIELDS, **more_fields}
+        return {"schema": {"type": "object", "required": ["model", required], "properties": properties}}
+
+    in_json = form("file", file=BASE64)
+    del in_json["schema"]["required"][1]  # it may be `audio` or `file_url` as well
+    in_json["examples"] = {"base64": {"value": {"model": "whisper-1", "file": FLAC, "response_format": "json"}}}
+    content = {
+        "multipart/form-data": form("file", file=FILE),
+        "application/x-www-form-urlencoded": form("file_url"),
+        "application/json": in_json,
     }
-    schema = {"type": "object", "required": ["file", "model"], "properties": properties}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "responses": answers(
+            Transcription, VerboseTranscription, refused=(404, 413, 415, 503), text=TEXT, vtt=TEXT, events=EVENTS
+        ),
+    }
 
 
 @dataclass(frozen=True)
@@ -60,7 +95,7 @@ class AudioCall:
     request: TranscriptionRequest
 
 
-@router.post("/audio/transcriptions", openapi_extra=audio_form_schema(*FIELDS))
+@router.post("/audio/transcriptions", **audio_route())
 async def transcribe(request: Request) -> Response:
     """Audio to text. Answers in `response_format`, or with server-sent events when `stream` is true."""
     return await answer_audio(request, "transcribe")

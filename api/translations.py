@@ -8,12 +8,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.transcriptions import FIELDS, answer_audio, audio_form_schema
+from api.transcriptions import TO_LANGUAGE, answer_audio, audio_route
 
 router = APIRouter()
 
 
-@router.post("/audio/translations", openapi_extra=audio_form_schema(*FIELDS))
+@router.post("/audio/translations", **audio_route(**TO_LANGUAGE))
 async def translate(request: Request) -> Response:
     """Speech to English text. Takes the fields of a transcription; `language` is what is spoken."""
     return await answer_audio(request, "translate")
