@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
-from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fuzzing import CHAT, FEW, FORM, JSON, SILENCE, TRANSCRIPTIONS, check, form, mutated, nothing_fails, post
 from tests.serving import Server
-from tests.speech import clip, encode
 
-TRANSCRIPTIONS, CHAT = "/v1/audio/transcriptions", "/v1/chat/completions"
-FORM, JSON = "multipart/form-data; boundary=frontier", "application/json"
-FEW = settings(max_examples=25, suppress_health_check=list(HealthCheck))
+__all__ = ["nothing_fails"]
+pytestmark = pytest.mark.usefixtures("nothing_fails")
 
 ODD_TEXT = (
     st.sampled_from(["", "null", "NaN", "\0", "\x7f", "\u202e", "\ufeff", "😀", "a" * 5000, "[" * 5000, "{" * 5000])
@@ -35,61 +31,7 @@ ODD_JSON = st.recursive(
 )
 
 
-def check(response: httpx.Response, *statuses: int) -> None:
-    """An answer is a good one, or a refusal in the envelope whose message says something."""
-    status = response.status_code
-    assert status < 500, f"{status}: {response.text}"
-    assert not statuses or status in statuses, f"{status}: {response.text[:500]}"
-    if status >= 400:
-        error = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert len(error["message"]) > 15
-        assert error["param"] or error["code"] or status in (404, 405, 415), error
-        assert response.json()["detail"] == error["message"]
-
-
-def failures(server: Server) -> list[str]:
-    lines = server.client.get("/metrics").text.splitlines()
-    return [line for line in lines if line.startswith("voxtral_http_requests_total") and 'status="5' in line]
-
-
-@pytest.fixture(autouse=True)
-def _no_failure_and_no_work_is_left(server: Server) -> Iterator[None]:
-    """Also not in answers to clients that had gone by then."""
-    before = failures(server)
-    yield
-    server.wait_until(lambda health: health["requests"] == 0)
-    assert failures(server) == before
-
-
-def form(fields: list[tuple[str, bytes]], file: bytes = b"no audio") -> bytes:
-    parts = [b'Content-Disposition: form-data; name="%s"\r\n\r\n%s' % (name.encode(), value) for name, value in fields]
-    parts.append(b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + file)
-    return b"".join(b"--frontier\r\n" + part + b"\r\n" for part in parts) + b"--frontier--\r\n"
-
-
-SHORT = clip("silence").samples()[:6000]
-SILENCE = encode(SHORT, "flac", "flac")
 GOOD_FORM = form([("model", b"whisper-1"), ("language", b"en")])
-
-
-def post(server: Server, body: bytes | Iterator[bytes], kind: str, url: str = TRANSCRIPTIONS) -> httpx.Response:
-    return server.client.post(url, content=body, headers={"Content-Type": kind})
-
-
-def mutated(data: bytes, most: int = 4) -> st.SearchStrategy[bytes]:
-    """`data` with a few stretches of it overwritten, taken out, or doubled."""
-    places = st.tuples(st.integers(0, len(data)), st.integers(0, 30), st.binary(max_size=8), st.booleans())
-
-    def apply(changes: list[tuple[int, int, bytes, bool]]) -> bytes:
-        result = data
-        for at, length, other, doubled in changes:
-            result = (
-                result[:at] + (result[at : at + length] if doubled else other) + result[at + length * (not doubled) :]
-            )
-        return result
-
-    return st.lists(places, min_size=1, max_size=most).map(apply)
 
 
 @FEW
@@ -257,54 +199,6 @@ def test_any_schema_is_obeyed_or_refused(server: Server, schema: Any, name: str)
     check(server.client.post(CHAT, json={**chat, "response_format": json_schema}), 200, 400)
     tool = {"type": "function", "function": {"name": name, "parameters": schema}}
     check(server.client.post(CHAT, json={**chat, "tools": [tool], "tool_choice": "required"}), 200, 400)
-
-
-PREFIXES = [
-    b"RIFF\xff\xff\xff\xffWAVEfmt ", b"RF64", b"fLaC", b"OggS", b"ID3\x04\0\0", b"\0\0\0\x18ftypM4A ",
-    b"\x1aE\xdf\xa3", b"FORM\0\0\0\0AIFF", b"\xff\xfb\x90\x64", b"\xff\xf1P\x80", b"caff\0\x01", b"#!AMR\n",
-    b"#!AMR-WB\n", b"",
-    b"\0\0\x01\xba", b"0&\xb2u\x8ef\xcf\x11", b".snd", b"#EXTM3U\n", b"ffconcat version 1.0\n",
-    b"G" + bytes(187) + b"G",
-]  # fmt: skip
-
-
-@FEW
-@given(st.sampled_from(PREFIXES), st.binary(max_size=300), st.integers(0, 3))
-def test_random_bytes_behind_any_header_are_refused_or_heard(
-    server: Server, prefix: bytes, rest: bytes, repeated: int
-) -> None:
-    check(post(server, form([("model", b"whisper-1")], prefix + rest * 10**repeated), FORM), 200, 400, 413)
-
-
-@FEW
-@given(
-    st.tuples(
-        st.sampled_from([1, 3, 6, 7, 17, 85, 0xFFFE, 0]),  # format: PCM, float, A-law, mu-law, ADPCM, MP3, ...
-        st.sampled_from([0, 1, 2, 7, 255, 65535]),  # channels
-        st.sampled_from([0, 1000, 8000, 16000, 10**6, 2**31, 2**32 - 1]),  # rate
-        st.sampled_from([0, 7, 2**32 - 1]),  # bytes a second
-        st.sampled_from([0, 1, 2, 4, 9, 65535]),  # bytes a frame
-        st.sampled_from([0, 1, 3, 8, 16, 24, 32, 64, 65535]),  # bits
-    ),
-    st.sampled_from([0, 7, 4000, 2**32 - 1]),
-    st.integers(0, 20_000),
-)
-def test_any_wav_header_is_refused_or_heard(server: Server, head: tuple[int, ...], declared: int, length: int) -> None:
-    samples = b"data" + struct.pack("<I", declared) + (bytes(range(250)) * 80)[:length]
-    data = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0" + struct.pack("<HHIIHH", *head) + samples
-    check(post(server, form([("model", b"whisper-1")], data), FORM), 200, 400, 413)
-
-
-DAMAGED = [
-    encode(SHORT, container, codec)[:6000]
-    for container, codec in [("ogg", "libopus"), ("flac", "flac"), ("mp4", "aac"), ("webm", "libopus"), ("mp3", "mp3")]
-]
-
-
-@FEW
-@given(st.sampled_from(DAMAGED).flatmap(mutated))
-def test_a_damaged_recording_is_refused_or_heard(server: Server, data: bytes) -> None:
-    check(post(server, form([("model", b"whisper-1")], data), FORM), 200, 400, 413)
 
 
 @pytest.mark.parametrize("length", ["10", "999999", "-1", "x", "1" * 400, "5, 6"])
