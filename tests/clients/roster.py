@@ -42,7 +42,7 @@ class Client:
 ROSTER = (
     Client(
         "openai (Python)", "openai",
-        f"transcription and translation in every format, stream, logprobs, {_CHAT}, models, errors",
+        "transcription and translation in every format, stream, logprobs, chat with audio, its stream, models, errors",
     ),
     Client("openai (Node)", "npm:openai", f"transcription (json, verbose_json, vtt), stream, {_CHAT}, models, errors"),
     Client("mistralai (Python)", "mistralai", _MISTRAL),
