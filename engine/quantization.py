@@ -14,7 +14,8 @@ import platform
 import torch
 import torch.nn.functional as F
 
-ROWS_AT_A_TIME = 4096  # output channels that are quantized together, which bounds what that takes beside the result
+QUANTIZED_ROWS = 256  # output channels that are quantized at a time: what that takes stays in the CPU's cache
+UNPACKED_ROWS = 4096  # output channels that are unpacked at a time, which bounds what that takes beside the result
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
 FEW_ROWS = 24  # up to here ATen's 4-bit kernel beats unpacking
 USUAL_ROWS = 16  # what oneDNN is told to lay out weights for; the layout is good for more and for fewer
@@ -45,12 +46,15 @@ class QuantizedLinear(torch.nn.Module):
 
 class Int8Linear(QuantizedLinear):
     def pack(self, weight: torch.Tensor) -> None:
-        parts = [_to_int8(rows) for rows in weight.split(ROWS_AT_A_TIME)]
-        whole = torch.cat([part for part, _ in parts])
-        self.register_buffer("scales", torch.cat([scale for _, scale in parts]), persistent=False)
-        self.register_buffer("zeros", torch.zeros(len(whole), dtype=torch.long), persistent=False)
-        packed = torch.ops.onednn.qlinear_prepack(whole, [USUAL_ROWS, self.in_features])
+        levels = torch.empty(weight.shape, dtype=torch.int8)
+        scales = torch.empty(self.out_features)
+        for first in range(0, self.out_features, QUANTIZED_ROWS):
+            rows = slice(first, first + QUANTIZED_ROWS)
+            levels[rows], scales[rows] = _to_int8(weight[rows])
+        packed = torch.ops.onednn.qlinear_prepack(levels, [USUAL_ROWS, self.in_features])
         self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.long), persistent=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, self.in_features).float()
@@ -68,14 +72,14 @@ class Int8Linear(QuantizedLinear):
 
 def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Levels -WEIGHT_LIMIT to WEIGHT_LIMIT (rows, inputs), and the scale of each row."""
-    weight = weight.float()
-    scales = weight.abs().amax(1).clamp(min=1e-12) / WEIGHT_LIMIT
-    return (weight / scales[:, None]).round_().to(torch.int8), scales
+    levels = weight.to(torch.float32, copy=True)
+    scales = levels.abs().amax(1, keepdim=True).clamp(min=1e-12) / WEIGHT_LIMIT
+    return levels.div_(scales).round_().to(torch.int8), scales[:, 0]
 
 
 class Int4Linear(QuantizedLinear):
     def pack(self, weight: torch.Tensor) -> None:
-        parts = [_to_int4(rows) for rows in weight.split(ROWS_AT_A_TIME)]
+        parts = [_to_int4(rows) for rows in weight.split(UNPACKED_ROWS)]
         packed = torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1) for levels, _ in parts])
         self.register_buffer("packed", packed, persistent=False)
         groups = torch.cat([scales for _, scales in parts], 1)  # (groups, out_features, 2)
@@ -94,10 +98,10 @@ class Int4Linear(QuantizedLinear):
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
     def _unpacked(self, dtype: torch.dtype) -> list[torch.Tensor]:
-        """The weights again, in parts of at most ROWS_AT_A_TIME output channels."""
+        """The weights again, in parts of at most UNPACKED_ROWS output channels."""
         parts = []
-        for first in range(0, self.out_features, ROWS_AT_A_TIME):
-            levels = unpack_int4(self.packed[first : first + ROWS_AT_A_TIME])
+        for first in range(0, self.out_features, UNPACKED_ROWS):
+            levels = unpack_int4(self.packed[first : first + UNPACKED_ROWS])
             scales, offsets = self.groups[:, first : first + len(levels)].to(dtype).transpose(0, 1).unbind(-1)
             grouped = (levels.to(dtype) - 8).unflatten(1, (-1, GROUP))
             parts.append((grouped * scales[..., None] + offsets[..., None]).flatten(1))

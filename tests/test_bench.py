@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from bench import latency, memory, throughput
+from bench import accuracy, latency, memory, throughput
 from bench.peers import arguments, numbers
+from config import DEMO_MODEL
 from tests.serving import Server
 
 
@@ -44,3 +45,11 @@ def test_memory_starts_its_own_server() -> None:
     assert minutes == "1"
     assert float(before) > 100
     assert float(speed) > 0
+
+
+def test_accuracy_finds_float32_equal_to_itself_and_int8_close() -> None:
+    printed = accuracy.measure(DEMO_MODEL, ["float32", "float32", "int8"], steps=4)
+    (_, cosine, error, same, *_), (_, again, no_error, *_), (_, close, *_) = rows(printed)
+    assert (cosine, error, same) == ("1.00000", "0", "1")
+    assert (again, no_error) == ("1.00000", "0")
+    assert 0.99 < float(close) < 1

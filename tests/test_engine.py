@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.instructions import instructed
 from config import DEMO_MODEL
@@ -87,6 +91,41 @@ async def test_jobs_that_join_and_leave_midway_do_not_change_each_other(
     assert [token.id for token in started] + rest == expected["minute"]
     assert joined == expected["voice_en-us"]
     assert last == expected["gain-20"]
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.sampled_from(["short_0", "voice_en-us", "silence", "voice_en-gb", "gain-20"]),
+        st.integers(0, 30),  # turns of the event loop before it arrives
+        st.none() | st.integers(1, 10),  # tokens after which it leaves
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@hypothesis.settings(max_examples=6, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@given(arrivals=ARRIVALS)
+def test_whoever_comes_and_goes_each_gets_the_tokens_of_generate(
+    worker: Worker, expected: dict[str, list[int]], arrivals: list[tuple[str, int, int | None]]
+) -> None:
+    async def one(name: str, turns: int, leaves_after: int | None) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        stream, heard = worker.submit(job(worker, name), name), []
+        async for token in stream:
+            heard.append(token.id)
+            if len(heard) == leaves_after:
+                stream.cancel()
+                break
+        assert heard == expected[name][:leaves_after]
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(one(*arrival) for arrival in arrivals))
+
+    asyncio.run(all_of_them())
+    while worker.running or worker.waiting:  # rows of those who left come back; the timeout of all tests is the limit
+        time.sleep(0.01)
 
 
 async def test_prompt_ids_equal_the_official_processor(backend: VoxtralBackend) -> None:

@@ -200,7 +200,7 @@ def test_a_second_model_takes_the_place_of_the_one_unused_longest(tmp_path: Path
 def test_memory_comes_back_when_a_model_is_unloaded(tmp_path: Path) -> None:
     wide = widened_model(tmp_path / "wide")
     size = (wide / "model.safetensors").stat().st_size
-    with Server(VOXTRAL_MODEL_ID=str(wide), VOXTRAL_DTYPE="bfloat16") as server:
+    with Server(VOXTRAL_MODEL_ID=str(wide), VOXTRAL_DTYPE="bfloat16", VOXTRAL_QUANTIZATION="none") as server:
         assert transcribe(server, "whisper-1").status_code == 200
         loaded = server.health()["memory_bytes"]
         server.client.post("/v1/models/unload").raise_for_status()
