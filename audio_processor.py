@@ -88,6 +88,7 @@ class AudioFile:
         Raises AudioError: audio_empty, audio_unsupported, audio_damaged, audio_missing, audio_too_long.
         """
         self._file, self._limits = file, limits
+        self.decoded = 0  # samples that `blocks` has given so far
         try:
             self._container = _open_container(file)
             self._stream = _audio_stream(self._container)
@@ -113,16 +114,16 @@ class AudioFile:
 
         Raises AudioError: audio_damaged, audio_too_short, audio_too_long.
         """
-        total, limit = 0, int(self._limits.seconds * SAMPLE_RATE)
+        limit = int(self._limits.seconds * SAMPLE_RATE)
         for block in _resampled(self._mono_seconds()):
-            total += len(block)
-            if total > limit:
+            self.decoded += len(block)
+            if self.decoded > limit:
                 raise too_long(self._limits.seconds)
             yield block
-        if total == 0:
+        if self.decoded == 0:
             raise damaged("no audio could be decoded")
-        if total < SHORTEST_SECONDS * SAMPLE_RATE:
-            raise too_short(total / SAMPLE_RATE)
+        if self.decoded < SHORTEST_SECONDS * SAMPLE_RATE:
+            raise too_short(self.decoded / SAMPLE_RATE)
 
     def _mono_seconds(self) -> Iterator[tuple[int, np.ndarray]]:
         """(rate, mono float32 samples) of about a second each, in order. What changes midway begins a new one."""

@@ -1,31 +1,40 @@
 """Cut audio into chunks that the model hears one at a time, where nobody speaks.
 
-Chunks tile the audio: no gap, no overlap, nothing decoded twice. This module sees samples only.
+`speech_chunks` packs whole spans of speech and leaves the rest out; `chunks` knows nothing of speech, cuts where it is
+quietest, and its chunks tile the audio. Neither drops or doubles a sample of speech. This module sees samples only.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from audio_processor import SAMPLE_RATE
+from voice_activity import Detection, Listener, Span, Tracker
 
 FRAME = SAMPLE_RATE // 50  # 20 ms, the grain in which loudness is looked at
 PAUSE_FRAMES = 10  # a pause is judged over 200 ms: a closed "t" lasts 100 ms and is no pause
 SEARCH_SHARE = 0.25  # the last quarter of a chunk is where a cut may lie ...
 LONGEST_SEARCH_SECONDS = 15  # ... but not more than this
 SPEECH_BELOW_PEAK = 10 ** (-40 / 20)  # frames 40 dB below the loudest one are not speech
+# A longer pause ends a chunk: the times of a segment shall not stand over it, nor its text wait for what comes after.
+LONGEST_PAUSE = 5 * SAMPLE_RATE
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples `start` to `start + len(samples)` of the audio, float32 mono at 16 kHz."""
+    """What the model hears at once, float32 mono at 16 kHz, from sample `start` of the audio on.
+
+    With `speech`, its first and last sample in the audio, pauses may be left out between; else nothing is.
+    """
 
     index: int
     start: int
     samples: np.ndarray
+    speech: tuple[int, int] | None = None
 
     @property
     def seconds(self) -> float:
@@ -36,7 +45,10 @@ class Chunk:
         return milliseconds(self.start + len(self.samples)) - milliseconds(self.start)
 
     def speech_ms(self) -> tuple[int, int]:
-        """Start and end, in the whole audio, of what is loud enough to be speech; the whole chunk where nothing is."""
+        """Start and end, in the whole audio, of speech; where nobody looked for it, of what is loud enough to be
+        speech, or of the whole chunk where nothing is."""
+        if self.speech:
+            return milliseconds(self.speech[0]), milliseconds(self.speech[1])
         loudness = frame_rms(self.samples)
         peak = loudness.max(initial=0.0)
         loud = np.flatnonzero(loudness > peak * SPEECH_BELOW_PEAK)
@@ -87,3 +99,84 @@ def quietest_cut(samples: np.ndarray) -> int:
     # Rounding of the running sums must not decide between stretches of silence.
     quiet = np.flatnonzero(windows <= windows.min() + 1e-9)
     return first + int(quiet[-1] + PAUSE_FRAMES // 2) * FRAME
+
+
+@dataclass(frozen=True)
+class Region:
+    """A span of speech and its samples."""
+
+    span: Span
+    samples: np.ndarray
+
+
+class Tape:
+    """The latest samples of a recording, by their places in it."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[np.ndarray] = deque()
+        self._start = self.end = 0
+
+    def add(self, block: np.ndarray) -> None:
+        self._blocks.append(block)
+        self.end += len(block)
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        return np.concatenate(self._blocks)[start - self._start : end - self._start].copy()
+
+    def forget(self, before: int) -> None:
+        """Drop the blocks that end before this sample."""
+        while self._blocks and self._start + len(self._blocks[0]) <= before:
+            self._start += len(self._blocks.popleft())
+
+
+def speech_chunks(blocks: Iterable[np.ndarray], longest_seconds: float, detection: Detection) -> Iterator[Chunk]:
+    """The speech in `blocks`, in chunks of at most `longest_seconds`; memory holds about two of them."""
+    longest = int(longest_seconds * SAMPLE_RATE)
+    for index, packed in enumerate(pack(speech_regions(blocks, longest, detection), longest)):
+        first, last = packed[0].span, packed[-1].span
+        samples = np.concatenate([region.samples for region in packed])
+        yield Chunk(index, first.start, samples, (first.first, last.last))
+
+
+def pack(regions: Iterable[Region], longest: int) -> Iterator[list[Region]]:
+    """Regions of at most `longest` samples, in order, together as long as they fit and no long pause is between."""
+    packed: list[Region] = []
+    for region in regions:
+        samples = sum(len(other.samples) for other in packed) + len(region.samples)
+        if packed and (samples > longest or region.span.start - packed[-1].span.end > LONGEST_PAUSE):
+            yield packed
+            packed = []
+        packed.append(region)
+    if packed:
+        yield packed
+
+
+def speech_regions(blocks: Iterable[np.ndarray], longest: int, detection: Detection) -> Iterator[Region]:
+    """Every span of speech with its samples; longer ones than `longest` in pieces that touch."""
+    listener, tracker, tape = Listener(), Tracker(detection), Tape()
+    for block in blocks:
+        tape.add(block)
+        for probabilities in listener.hear(block):
+            for span in tracker.add(probabilities):
+                yield from _regions(pieces(span, tape, longest), tape)
+            if tracker.open:  # speech may go on for hours, and is not held until it ends
+                *done, tracker.open = pieces(tracker.open, tape, longest)
+                yield from _regions(done, tape)
+        tape.forget(tracker.earliest)
+    for span in tracker.finish(listener.finish(), tape.end):
+        yield from _regions(pieces(span, tape, longest), tape)
+
+
+def _regions(spans: Iterable[Span], tape: Tape) -> Iterator[Region]:
+    """Without pieces that hold padding only."""
+    return (Region(span, tape.read(span.start, span.end)) for span in spans if span.first < span.last)
+
+
+def pieces(span: Span, tape: Tape, longest: int) -> list[Span]:
+    """`span` cut at its quietest places into pieces of at most `longest` samples."""
+    cut = []
+    while span.end - span.start > longest:
+        at = span.start + quietest_cut(tape.read(span.start, span.start + longest))
+        before, span = span.split(at)
+        cut.append(before)
+    return [*cut, span]

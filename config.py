@@ -93,6 +93,9 @@ class Settings(BaseModel):
     audio_chunk_size_seconds: int = Field(
         60, ge=5, le=600, description="Longest piece of audio, in seconds, that the model hears at once."
     )
+    voxtral_vad: Literal["on", "off"] = Field(
+        "on", description="on: the model hears only where somebody speaks. off: it hears all of a recording."
+    )
     tokens_per_second: float = Field(
         20.0,
         gt=0,
@@ -112,8 +115,9 @@ class Settings(BaseModel):
         return value or None
 
     @field_validator(
-        "log_level", "log_format", "voxtral_device", "voxtral_dtype", "voxtral_quantization", mode="before"
-    )
+        "log_level", "log_format", "voxtral_device", "voxtral_dtype", "voxtral_quantization", "voxtral_vad",
+        mode="before",
+    )  # fmt: skip
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

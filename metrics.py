@@ -50,6 +50,9 @@ class Metrics:
             registry=self.registry,
         )
         self.audio_seconds = Counter("voxtral_audio_seconds", "Audio transcribed", registry=self.registry)
+        self.silence_seconds = Counter(
+            "voxtral_silence_seconds", "Audio in which nobody spoke and which no model heard", registry=self.registry
+        )
         self.tokens = Counter("voxtral_tokens", "Tokens read and written", ["kind"], registry=self.registry)
         self.first_text = self._seconds(
             "voxtral_first_text_seconds", "From a transcription's request to its first text"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import languages
 from admission import Admission, TooManyRequests
 from audio_processor import SAMPLE_RATE, AudioFile
-from chunking import Chunk, chunks
+from chunking import Chunk, chunks, milliseconds, speech_chunks
 from config import Settings
 from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import TextDecoder, VoxtralTokenizer
@@ -34,6 +34,7 @@ from transcript import (
     Transcript,
     Usage,
 )
+from voice_activity import AUTO, Detection
 
 if TYPE_CHECKING:
     from engine.worker import JobStream, Worker  # brings torch, which takes seconds
@@ -50,6 +51,7 @@ class TranscriptionRequest:
     conversation: Conversation | None
     sampling: Sampling
     max_tokens: int | None = None  # cap for each chunk, beside the cap by its length
+    detection: Detection | None = None  # what counts as speech; None: AUTO
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,17 @@ class Transcription:
         self.model, self.request = model, request
         self._started = time.monotonic()
         self._transcriber, self._audio, self._settings = transcriber, audio, settings
-        self._chunks: Iterator[Chunk] = chunks(audio.blocks(), settings.audio_chunk_size_seconds)
+        self._chunks = self._cut(settings.audio_chunk_size_seconds)
         self._first: Chunk | None = None
         self._submitted: list[JobStream] = []
         self._decoding = asyncio.Lock()
         self._producer: asyncio.Task[None] | None = None
         self._closed = False
+
+    def _cut(self, longest_seconds: float) -> Iterator[Chunk]:
+        if self._settings.voxtral_vad == "off":
+            return chunks(self._audio.blocks(), longest_seconds)
+        return speech_chunks(self._audio.blocks(), longest_seconds, self.request.detection or AUTO)
 
     async def check_prompt(self, worker: Worker) -> None:
         """Raises PromptInvalid or PromptTooLong: for a chunk of full length, the longest that will come."""
@@ -142,14 +149,16 @@ class Transcription:
                     metrics.first_text.observe(time.monotonic() - self._started)
                     silent = False
                 elif isinstance(event, Finished):
-                    self._count(event.transcript.usage)
+                    self._count(event.transcript)
                 yield event
 
-    def _count(self, usage: Usage) -> None:
+    def _count(self, transcript: Transcript) -> None:
         metrics, seconds = self._transcriber.metrics, time.monotonic() - self._started
+        usage, heard_ms = transcript.usage, sum(segment.usage.audio_ms for segment in transcript.segments)
         metrics.whole.observe(seconds)
         metrics.speed.observe(usage.audio_ms / 1000 / seconds)
         metrics.count(usage)
+        metrics.silence_seconds.inc(max(usage.audio_ms - heard_ms, 0) / 1000)
 
     async def _events(self, worker: Worker) -> AsyncGenerator[Event]:
         prompt = await asyncio.to_thread(_prompt, worker.backend.tokenizer, self.request)
@@ -167,6 +176,7 @@ class Transcription:
                     segments.append(event.segment)
                 yield event
         usage = sum((segment.usage for segment in segments), Usage())
+        usage = replace(usage, audio_ms=milliseconds(self._audio.decoded))  # with what nobody spoke in
         language = self.request.language or await asyncio.to_thread(languages.detect, text, self.model.spec.languages)
         yield Finished(Transcript(text, language, tuple(segments), usage))
 

@@ -24,10 +24,28 @@ from api.uploads import read_fields
 from engine.core import Sampling
 from transcriber import TranscriptionRequest
 from transcript import Conversation, fold
+from voice_activity import Detection
 
 router = APIRouter()
 
 WORDS = {"type": "array", "items": {"type": "string"}}
+SERVER_VAD = {
+    "type": "object", "required": ["type"], "properties": {
+        "type": {"type": "string", "enum": ["server_vad"]},
+        "threshold": {
+            "type": "number", "minimum": 0, "maximum": 1, "default": Detection.threshold,
+            "description": "probability from which on somebody speaks",
+        },
+        "prefix_padding_ms": {
+            "type": "integer", "minimum": 0, "default": Detection.prefix_padding_ms,
+            "description": "kept before speech",
+        },
+        "silence_duration_ms": {
+            "type": "integer", "minimum": 0, "default": Detection.silence_duration_ms,
+            "description": "without speech end a stretch of it, and are kept behind it",
+        },
+    },
+}  # fmt: skip
 # What /docs says of each field; nested objects and lists may be spelled in every way that `fields` reads.
 FIELDS: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "description": "an id or alias of GET /v1/models", "examples": ["whisper-1"]},
@@ -50,7 +68,8 @@ FIELDS: dict[str, dict[str, Any]] = {
         "type": "array", "items": {"type": "string", "enum": ["segment"]}, "description": "segments in `json` too",
     },
     "chunking_strategy": {
-        "type": "string", "enum": ["auto"], "description": "audio is always cut where nobody speaks",
+        "anyOf": [{"type": "string", "enum": ["auto"]}, SERVER_VAD],
+        "description": "audio is cut where nobody speaks; `server_vad` says what counts as speech",
     },
     "stream": {"type": "boolean", "default": False, "description": "server-sent events, text as it is decoded"},
     "file_url": {
@@ -60,8 +79,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 TO_LANGUAGE = {"to_language": {"type": "string", "enum": ["en"], "description": "translations are into English"}}
 FILE = {"type": "string", "format": "binary", "description": "audio or video in any format of FFmpeg"}
 BASE64 = {"type": "string", "description": "base64 of the file or a data URL; also `audio`", "examples": [FLAC]}
-# Voice activity detection as OpenAI has it; the values that ask for nothing else than what is done anyway.
-VAD_DEFAULTS = {"prefix_padding_ms": 300.0, "silence_duration_ms": 200.0, "threshold": 0.5}
+# The parameters of `server_vad`, with the most that they may be.
+VAD_PARAMETERS = {"threshold": 1, "prefix_padding_ms": 60_000, "silence_duration_ms": 60_000}
 
 
 def audio_route(**more_fields: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +125,8 @@ async def answer_audio(request: Request, task: Task) -> Response:
     service = service_of(request)
     async with read_fields(request) as values:
         call = parse(values, task)
+        if call.request.detection and service.settings.voxtral_vad == "off":
+            raise unsupported("chunking_strategy", "This server does not look for speech. Leave chunking_strategy out.")
         model = service.model(call.shape.model)
         file = await service.recording(values)
     transcription = await service.open(model, call.request, file)
@@ -126,7 +147,6 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
         raise unsupported(
             "response_format", f"{response_format} cannot be streamed. Leave out stream, or ask for json."
         )
-    _check_chunking(values)
     _refuse_speakers(values)
     spoken = fields.language(values)
     request = TranscriptionRequest(
@@ -135,6 +155,7 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
         sampling=Sampling(
             fields.steady_temperature(fields.number(values, "temperature", 0, 1)), seed=fields.integer(values, "seed")
         ),
+        detection=_detection(values),
     )
     shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), _segments(values))
     return AudioCall(response_format, stream, shape, request)
@@ -191,17 +212,16 @@ def _segments(values: Mapping[str, Any]) -> bool:
     return bool(wanted)
 
 
-def _check_chunking(values: Mapping[str, Any]) -> None:
-    """Audio is always cut where nobody speaks. A client may say so, but not yet turn the screws of the detection."""
+def _detection(values: Mapping[str, Any]) -> Detection | None:
+    """What counts as speech, where the client says it; else the server decides."""
     strategy = fields.nested(values, "chunking_strategy")
     given = {"type": strategy} if isinstance(strategy, str) else strategy or {}
     if given and given.get("type") not in ("auto", "server_vad"):
         raise invalid("chunking_strategy", "chunking_strategy must be 'auto' or an object of type 'server_vad'.")
-    for name, default in VAD_DEFAULTS.items():
-        if fields.number(given, name, 0, 60_000) not in (None, default):
-            raise unsupported(
-                "chunking_strategy", f"chunking_strategy.{name} can only be {default:g}. Leave it out, or send 'auto'."
-            )
+    named = {f"chunking_strategy.{name}": value for name, value in given.items()}
+    read = {name: fields.number(named, f"chunking_strategy.{name}", 0, most) for name, most in VAD_PARAMETERS.items()}
+    chosen = {name: value for name, value in read.items() if value is not None}
+    return Detection(**chosen) if chosen or given.get("type") == "server_vad" else None
 
 
 def _refuse_speakers(values: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ LAYERS = (
     ("model_table",),
     ("engine",),
     ("chunking",),
+    ("voice_activity",),
     ("audio_processor",),
     ("admission", "config", "languages", "logs", "metrics", "transcript"),
 )

@@ -56,9 +56,9 @@ def assert_error(response: httpx.Response, status: int, code: str, param: str | 
         ({"chunking_strategy": "by_hand"}, "invalid_value", "chunking_strategy"),
         ({"chunking_strategy": "{broken"}, "invalid_value", "chunking_strategy"),
         (
-            {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "0.9"},
-            "unsupported_value",
-            "chunking_strategy",
+            {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "1.5"},
+            "invalid_value",
+            "chunking_strategy.threshold",
         ),
     ],
 )
