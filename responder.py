@@ -40,6 +40,7 @@ class AnswerRequest:
     choices: int = 1  # answers to the same conversation, each with its own random numbers
     stop: tuple[str, ...] = ()  # texts that end an answer and are not part of it
     max_tokens: int | None = None
+    keywords: tuple[str, ...] = ()  # words to expect, spelled as they are to be written
 
 
 class Responder:
@@ -99,7 +100,8 @@ class Reply:
         request, tokenizer = self._request, worker.backend.tokenizer
         prompt, grammar = await asyncio.to_thread(tokenizer.chat_prompt, request.conversation)
         most = request.max_tokens or self._responder.settings.max_answer_tokens
-        job = Job(prompt, self._samples, most, request.sampling, grammar)
+        keywords = await asyncio.to_thread(tokenizer.keyword_tree, request.keywords)
+        job = Job(prompt, self._samples, most, request.sampling, grammar, keywords)
         worker.check(prompt, worker.audio_tokens(job), most, job.sampling)
         return job
 

@@ -19,6 +19,7 @@ from admission import Admission, TooManyRequests
 from audio_processor import SAMPLE_RATE, AudioFile
 from chunking import Chunk, chunks, milliseconds, speech_chunks
 from config import Settings
+from engine.biasing import KeywordTree
 from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import TextDecoder, VoxtralTokenizer
 from metrics import Metrics
@@ -51,6 +52,7 @@ class TranscriptionRequest:
     conversation: Conversation | None
     sampling: Sampling
     max_tokens: int | None = None  # cap for each chunk, beside the cap by its length
+    keywords: tuple[str, ...] = ()  # words to expect, spelled as they are to be written
     detection: Detection | None = None  # what counts as speech; None: AUTO
 
 
@@ -107,6 +109,7 @@ class Transcription:
         self._transcriber, self._audio, self._settings = transcriber, audio, settings
         self._chunks = self._cut(settings.audio_chunk_size_seconds)
         self._first: Chunk | None = None
+        self._keywords: KeywordTree | None = None
         self._submitted: list[JobStream] = []
         self._decoding = asyncio.Lock()
         self._producer: asyncio.Task[None] | None = None
@@ -161,7 +164,9 @@ class Transcription:
         metrics.silence_seconds.inc(max(usage.audio_ms - heard_ms, 0) / 1000)
 
     async def _events(self, worker: Worker) -> AsyncGenerator[Event]:
-        prompt = await asyncio.to_thread(_prompt, worker.backend.tokenizer, self.request)
+        tokenizer = worker.backend.tokenizer
+        prompt = await asyncio.to_thread(_prompt, tokenizer, self.request)
+        self._keywords = await asyncio.to_thread(tokenizer.keyword_tree, self.request.keywords)
         ready: asyncio.Queue[_Submitted | Exception | None] = asyncio.Queue(maxsize=worker.backend.rows)
         self._producer = asyncio.create_task(self._submit_chunks(worker, prompt, ready))
         segments: list[Segment] = []
@@ -169,7 +174,7 @@ class Transcription:
         while (item := await ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            async for event in self._chunk_events(item, worker.backend.tokenizer, separate=bool(text)):
+            async for event in self._chunk_events(item, tokenizer, separate=bool(text)):
                 if isinstance(event, TextDelta):
                     text += event.text
                 elif isinstance(event, SegmentDone):
@@ -200,7 +205,7 @@ class Transcription:
         sampling = self.request.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + chunk.index)
-        return Job(prompt, (chunk.samples,), self._token_cap(chunk.seconds), sampling)
+        return Job(prompt, (chunk.samples,), self._token_cap(chunk.seconds), sampling, keywords=self._keywords)
 
     async def _chunk_events(
         self, item: _Submitted, tokenizer: VoxtralTokenizer, separate: bool

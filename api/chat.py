@@ -22,6 +22,7 @@ from api.chat_schema import ChatBody
 from api.chat_wire import ChatCompletion
 from api.errors import ApiError, from_validation, invalid, unsupported
 from api.instructions import asks_for_more, asks_for_transcript, means_transcription, spoken_in
+from api.keywords import required_spellings
 from api.openapi import EVENTS, FLAC, answers, json_body
 from api.schemas import Completion
 from api.service import Service, service_of
@@ -75,15 +76,16 @@ async def complete(request: Request) -> Response:
     if not recordings:
         _check_without_audio(conversation, language)
     in_chunks = _in_chunks(body, conversation)
+    keywords = required_spellings(conversation)
     files = await _files(service, recordings)
     if in_chunks:
         instructed = None if means_transcription(conversation) else spoken_in(conversation, language)
-        asked = TranscriptionRequest(language, instructed, body.sampling, body.token_limit)
+        asked = TranscriptionRequest(language, instructed, body.sampling, body.token_limit, keywords)
         transcription = await service.open(model, asked, files[0])
         events, close = _answered(transcription.events()), transcription.close
     else:
         question = spoken_in(conversation, language)
-        wanted = AnswerRequest(question, body.sampling, body.n, body.stops, body.token_limit)
+        wanted = AnswerRequest(question, body.sampling, body.n, body.stops, body.token_limit, keywords)
         reply = await service.reply(model, wanted, files)
         events, close = reply.events(), reply.close
     completion = ChatCompletion(body.model, bool(body.logprobs))

@@ -16,6 +16,7 @@ from api.dialects import speaks_mistral
 from api.errors import ApiError, invalid, unsupported
 from api.formats import FORMATS, Shape, Task
 from api.instructions import prompted_transcription, translation
+from api.keywords import keywords_of, listed_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
 from api.schemas import Transcription, VerboseTranscription
 from api.service import service_of
@@ -28,6 +29,7 @@ from voice_activity import Detection
 
 router = APIRouter()
 
+KEYWORDS = ("keywords", "context_bias", "hotwords")  # OpenAI's, Mistral's and vLLM's name for words to expect
 WORDS = {"type": "array", "items": {"type": "string"}}
 SERVER_VAD = {
     "type": "object", "required": ["type"], "properties": {
@@ -54,7 +56,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "description": "what is spoken, ISO 639-1 or an English name; left out: recognised; also alone in `languages`",
     },
     "prompt": {"type": "string", "description": "names, spellings and style to expect", "examples": ["Lotti, macOS"]},
-    "keywords": {**WORDS, "description": "words to expect; also `context_bias`"},
+    "keywords": {**WORDS, "description": "spellings of words that may be said; also `context_bias` and `hotwords`"},
     "response_format": {
         "type": "string", "enum": list(FORMATS), "default": "json", "description": "how the transcript is written down",
     },
@@ -155,18 +157,26 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
         sampling=Sampling(
             fields.steady_temperature(fields.number(values, "temperature", 0, 1)), seed=fields.integer(values, "seed")
         ),
+        keywords=_keywords(values),
         detection=_detection(values),
     )
     shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), _segments(values))
     return AudioCall(response_format, stream, shape, request)
 
 
+def _keywords(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Words to expect by all their names; also those of a prompt that is nothing but words with commas between."""
+    found = [word for name in KEYWORDS for word in keywords_of(fields.listed(values, name), name)]
+    return tuple(dict.fromkeys([*found, *listed_words(fields.text(values, "prompt") or "")]))
+
+
 def _instruction(values: Mapping[str, Any], task: Task, language: str | None) -> Conversation | None:
-    expected = [*fields.listed(values, "keywords"), *fields.listed(values, "context_bias")]
-    prompt = ", ".join(filter(None, [fields.text(values, "prompt"), *expected]))
+    """For what transcription mode cannot do: a prompt, and translations, which then also name the words to expect."""
+    prompt = fields.text(values, "prompt") or ""
     if task == "translate":
         _check_target(values)
-        return translation(prompt, language)
+        words = [word for name in KEYWORDS for word in fields.listed(values, name)]
+        return translation(", ".join(filter(None, [prompt, *words])), language)
     return prompted_transcription(prompt, language) if prompt else None
 
 

@@ -24,6 +24,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 SPOOL_BYTES = 1 << 20  # smaller audio stays in memory
 FIELD_BYTES = 4 << 20  # longest form field that is not a file
+MOST_FIELDS = 2000  # of a form, in which each of 1000 words to expect may be one
 ENVELOPE_BYTES = 8 << 20  # what a request may hold beside the audio
 DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 MOST_NESTING = 64  # levels of JSON; schemas of tools, the deepest there is, have a dozen
@@ -82,7 +83,7 @@ async def read_fields(request: Request) -> AsyncGenerator[Mapping[str, Any]]:
             415, f"Content-Type '{kind}' cannot be read. Send multipart/form-data, or JSON with base64 audio."
         )
     try:
-        form = await request.form(max_part_size=FIELD_BYTES)
+        form = await request.form(max_fields=MOST_FIELDS, max_part_size=FIELD_BYTES)
     except HTTPException as error:  # Starlette's way to say that a form is broken, or has too many fields
         raise ApiError(
             400,

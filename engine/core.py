@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from engine.biasing import KeywordTree
+
 
 class EngineError(Exception):
     pass
@@ -79,6 +81,7 @@ class Job:
     max_tokens: int  # tokens to decode at most, the end-of-text included
     sampling: Sampling
     grammar: str | None = None  # what the answer must obey, as llguidance reads it
+    keywords: KeywordTree | None = None  # words to expect
 
 
 @dataclass(frozen=True)

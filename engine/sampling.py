@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from engine.biasing import BOOST, KeywordBias, KeywordTree
 from engine.core import Sampling, Token
 
 
@@ -25,9 +26,15 @@ class Sampler:
     """The choice for one job. Its random numbers are its own: neighbours in the batch do not change its text."""
 
     def __init__(
-        self, sampling: Sampling, end_of_text: int, prompt: tuple[int, ...] = (), grammar: Grammar | None = None
+        self,
+        sampling: Sampling,
+        end_of_text: int,
+        prompt: tuple[int, ...] = (),
+        grammar: Grammar | None = None,
+        keywords: KeywordTree | None = None,
     ) -> None:
         self.sampling = sampling
+        self._keywords = KeywordBias(keywords) if keywords else None
         self._end_of_text, self._grammar = end_of_text, grammar
         self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.long)
         self._counts: Counter[int] = Counter()
@@ -37,13 +44,26 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed % 2**63)
 
-    def choose(self, logits: torch.Tensor) -> int:
-        """A token id from logits (vocabulary,) on the CPU."""
+    def choose(self, logits: torch.Tensor, total: torch.Tensor | None = None) -> int:
+        """A token id from logits (vocabulary,) on the CPU, and `total`, their logsumexp, where it is known already."""
+        if self._keywords:
+            logits = self._expecting(self._keywords, logits, logits.logsumexp(-1) if total is None else total)
         token = self._draw(self._adjusted(logits))
         self._counts[token] += 1
+        if self._keywords:
+            self._keywords.accept(token)
         if self._grammar:
             self._grammar.accept(token)
         return token
+
+    @staticmethod
+    def _expecting(keywords: KeywordBias, logits: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        ids = keywords.to_raise(logits.numpy(), float(total))
+        if not len(ids):
+            return logits
+        logits = logits.clone()
+        logits[torch.from_numpy(ids)] += BOOST
+        return logits
 
     def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits after penalties, bias, the least length and the grammar, in vLLM's and OpenAI's sense of each."""
@@ -100,7 +120,7 @@ def choose_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token]:
 
 
 def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token:
-    chosen = sampler.choose(logits)
+    chosen = sampler.choose(logits, total)
     top: tuple[tuple[int, float], ...] = ()
     if sampler.sampling.top_logprobs:
         values, ids = (logits - total).topk(sampler.sampling.top_logprobs)

@@ -29,6 +29,7 @@ from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTok
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from pydantic import ValidationError
 
+from engine.biasing import Borders, KeywordTree
 from engine.core import Prompt, PromptInvalid
 from engine.grammar import compact
 from transcript import Conversation, Message, Slot
@@ -100,6 +101,27 @@ class VoxtralTokenizer:
             else:
                 texts[-1] = tuple(run)
         return Prompt(tuple(texts))
+
+    def keyword_tree(self, words: tuple[str, ...]) -> KeywordTree | None:
+        """Words to expect as the sampler takes them. A word in small letters may also begin a sentence."""
+        spellings = {form for word in words for form in (word, word.capitalize() if word.islower() else word)}
+        if not spellings:
+            return None
+        spaced, bare = (
+            [tuple(self._tekken.encode(lead + word, bos=False, eos=False)) for word in sorted(spellings)]
+            for lead in (" ", "")
+        )
+        return KeywordTree(spaced, bare, self._borders)
+
+    @cached_property
+    def _borders(self) -> Borders:
+        pieces = [self.token_bytes(token) for token in range(self.vocabulary_size)]
+        spaced = np.array([piece.startswith(b" ") for piece in pieces])
+        return Borders(
+            spaced,
+            bare=~spaced & np.array([bool(piece) for piece in pieces]),
+            gap=np.array([piece[-1:].isspace() for piece in pieces]),
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of a token, which may be part of a character; none for control tokens."""

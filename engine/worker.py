@@ -214,7 +214,7 @@ class Worker:
         tokenizer = self.backend.tokenizer
         prompt = tuple(token for text in job.prompt.texts for token in text)
         grammar = GrammarMatcher(job.grammar, tokenizer.for_grammars) if job.grammar else None
-        return Sampler(job.sampling, tokenizer.end_of_text, prompt, grammar)
+        return Sampler(job.sampling, tokenizer.end_of_text, prompt, grammar, job.keywords)
 
     def _decode_step(self) -> None:
         rows = [self._active[stream] for stream in self._scheduler.running]

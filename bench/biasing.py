@@ -1,0 +1,89 @@
+"""What words to expect cost: the time of their part of a decode step over the time of the step, in one run.
+
+    python -m bench.biasing [FOLDER] [--words 500] [--vocabulary 131072] [--rounds 200]
+
+The step is the model's in FOLDER with one row, by default the demo model's, which is the shortest there is. The part is
+what words to expect add to the choice of a token: where no word is near, as nearly always, and where one is raised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from bench.peers import table
+from config import DEMO_MODEL
+from engine.backends import load_backend
+from engine.backends.base import Backend, LoadOptions
+from engine.core import Job, Sampling
+from engine.sampling import Sampler
+
+SYLLABLES = "ka lo mi tar ven sho pra du fel gri ne os bra kin wol".split()
+
+
+def made_up_words(count: int, rng: random.Random) -> list[str]:
+    """Names that nobody has, of two to four syllables."""
+    found: set[str] = set()
+    while len(found) < count:
+        found.add("".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4))))
+    return sorted(found)
+
+
+def microseconds(work: Callable[[], object], rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return median(times) * 1e6
+
+
+def step_microseconds(backend: Backend, rounds: int) -> float:
+    """A decode step after five seconds of silence, as long a context as any chunk has at least."""
+    job = Job(backend.tokenizer.transcription_prompt("en"), (np.zeros(80_000, np.float32),), rounds + 1, Sampling())
+    backend.prefill(job, 0)
+    return microseconds(lambda: backend.decode([1000]), rounds)
+
+
+def measure(folder: Path, count: int, vocabulary: int, rounds: int) -> str:
+    backend = load_backend("transformers", folder, LoadOptions("auto", "auto", 1, "none"))
+    tree = backend.tokenizer.keyword_tree(tuple(made_up_words(count, random.Random(0))))
+    assert tree
+    begins = np.flatnonzero(tree.borders.spaced)
+    first = next(token for token in begins if token not in tree.spaced.children)
+    near = next(iter(tree.spaced.children))
+    size = max(vocabulary, backend.tokenizer.vocabulary_size)
+    plain, expecting = Sampler(Sampling(), 0), Sampler(Sampling(), 0, keywords=tree)
+    step, rows = step_microseconds(backend, rounds), []
+    for name, level in (("no word is near", -20.0), ("a word is near", -2.0)):
+        logits = torch.full((size,), -20.0)
+        logits[int(first)], logits[near] = 0.0, level
+        total = logits.logsumexp(-1)
+        without, cost = (microseconds(partial(sampler.choose, logits, total), rounds) for sampler in (plain, expecting))
+        cost -= without
+        rows.append((name, cost, step, f"{cost / step:.2%}"))
+    backend.close()
+    return table(("step where", "words, µs", "whole step, µs", "share"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=DEMO_MODEL)
+    parser.add_argument("--words", type=int, default=500)
+    parser.add_argument("--vocabulary", type=int, default=131_072, help="logits to look through: Voxtral's")
+    parser.add_argument("--rounds", type=int, default=200)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    print(measure(args.folder, args.words, args.vocabulary, args.rounds))
+
+
+if __name__ == "__main__":
+    main()

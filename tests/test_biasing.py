@@ -1,0 +1,197 @@
+"""Words to expect: which tokens the tree raises, and whose spelling wins in what the server hears."""
+
+from __future__ import annotations
+
+import base64
+import random
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.keywords import LONGEST_KEYWORD, MOST_KEYWORDS, listed_words, required_spellings
+from bench.biasing import made_up_words
+from engine.biasing import MARGIN, Borders, KeywordBias, KeywordTree
+from engine.core import Sampling
+from engine.sampling import Sampler
+from tests.clients.test_lotti import SKILL_PROMPT
+from tests.serving import Server
+from tests.speech import ALL_CLIPS, SOUND_ALIKES, clip, word_errors
+from transcript import Conversation, Message, Slot
+
+# A vocabulary of ten: the end of text, a line break, four tokens that begin a word, and four that go on with one.
+END, NEWLINE, SPACED, BARE = 0, 1, range(2, 6), range(6, 10)
+BORDERS = Borders(
+    np.isin(np.arange(10), SPACED), np.isin(np.arange(10), [NEWLINE, *BARE]), np.isin(np.arange(10), [NEWLINE])
+)
+TOKENS = st.integers(0, 9)
+WORDS = st.lists(st.tuples(st.sampled_from(SPACED), *[st.sampled_from(BARE)] * 2).flatmap(
+    lambda word: st.integers(1, 3).map(lambda length: word[:length])
+), max_size=6)  # fmt: skip
+
+
+def raised(tree: KeywordTree, text: list[int], logits: list[float]) -> set[int]:
+    bias = KeywordBias(tree)
+    for token in text:
+        bias.accept(token)
+    values = np.array(logits, np.float32)
+    return set(bias.to_raise(values, float(np.logaddexp.reduce(values))).tolist())
+
+
+@given(WORDS, st.lists(TOKENS, max_size=8), TOKENS)
+def test_what_may_begin_and_what_goes_on_is_raised_and_nothing_else(
+    words: list[tuple[int, ...]], text: list[int], best: int
+) -> None:
+    """All tokens nearly as likely as the best one, so that only the tree decides."""
+    logits = [-0.01 if token != best else 0.0 for token in range(10)]
+    begun = {
+        word[length]
+        for word in words
+        for length in range(1, len(word))
+        if tuple(text[len(text) - length :]) == word[:length] and length <= len(text)
+    }
+    may_begin = {word[0] for word in words} if best in SPACED else set()
+    found = raised(KeywordTree(words, [], BORDERS), text, logits)
+    assert found <= begun | may_begin
+    assert not found - {best} or best in SPACED or begun
+
+
+@given(WORDS, st.lists(TOKENS, max_size=8), st.lists(st.floats(-20, 20, width=32), min_size=10, max_size=10))
+def test_no_word_is_raised_that_the_model_itself_does_not_half_expect(
+    words: list[tuple[int, ...]], text: list[int], logits: list[float]
+) -> None:
+    found = raised(KeywordTree(words, words, BORDERS), text, logits)
+    assert all(logits[token] >= max(logits) - MARGIN - 1e-4 for token in found)
+    if logits[END] == max(logits):
+        assert not found or len(text)  # where nothing is heard, nothing begins
+
+
+def sure(*tokens: int) -> list[float]:
+    """Logits of which the first token is the likeliest, the others follow 2 nats below, and the rest is far away."""
+    return [0.0 if token == tokens[0] else -2.0 if token in tokens else -20.0 for token in range(10)]
+
+
+def test_a_word_is_raised_where_one_may_begin_and_then_token_by_token() -> None:
+    tree = KeywordTree([(2, 6, 7)], [(8, 6, 7)], BORDERS)
+    assert raised(tree, [], sure(3, 2)) == {2}
+    assert raised(tree, [3], sure(3, 2)) == {2}
+    assert raised(tree, [3], sure(9, 2)) == set()  # inside of another word
+    assert raised(tree, [3, 2], sure(9, 6)) == {6}
+    assert raised(tree, [3, 2, 6], sure(9, 7)) == {7}
+    assert raised(tree, [3, 2, 6, 7], sure(9, 6)) == set()
+    assert raised(tree, [3, 6], sure(9, 7)) == set()  # it has not begun
+
+
+def test_a_word_without_a_space_begins_texts_and_lines_only() -> None:
+    tree = KeywordTree([], [(8, 6)], BORDERS)
+    assert raised(tree, [], sure(9, 8)) == {8}
+    assert raised(tree, [3, NEWLINE], sure(9, 8)) == {8}
+    assert raised(tree, [3], sure(9, 8)) == set()
+    assert raised(tree, [NEWLINE, 8], sure(9, 6)) == {6}
+
+
+def test_nothing_is_raised_where_the_model_would_end_or_cannot_tell() -> None:
+    tree = KeywordTree([(2,)], [(8,)], BORDERS)
+    assert raised(tree, [], sure(END, 2, 8)) == set()
+    assert raised(tree, [], [-20, -20, -0.1, 0, 0, 0, 0, 0, 0, 0]) == set()
+
+
+def test_a_sampler_takes_the_expected_spelling_and_is_else_as_before() -> None:
+    tree = KeywordTree([(2, 6)], [], BORDERS)
+    steps = [sure(3, 2), sure(9, 6), sure(4, 5), sure(END)]
+
+    def tokens(keywords: KeywordTree | None) -> list[int]:
+        sampler = Sampler(Sampling(), END, keywords=keywords)
+        return [sampler.choose(torch.tensor(logits)) for logits in steps]
+
+    assert tokens(None) == [3, 9, 4, END]
+    assert tokens(tree) == [2, 6, 4, END]
+
+
+NAMES = made_up_words(499, random.Random(0))
+
+
+def heard(server: Server, name: str, **fields: Any) -> dict[str, Any]:
+    response = server.client.post(
+        "/v1/audio/transcriptions", files={"file": clip(name).data}, data={"model": "whisper-1", **fields}
+    )
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize(("spelling", "usual"), SOUND_ALIKES.items())
+def test_the_expected_spelling_of_a_sound_wins_among_500_words(server: Server, spelling: str, usual: str) -> None:
+    name = f"sounds_like_{usual}"
+    plain = heard(server, name, language="en")
+    expected = heard(server, name, language="en", **{"keywords[]": [spelling, *NAMES]})
+    assert plain["text"].split() == ["monday", usual, "garden"]
+    assert expected["text"].split() == ["monday", spelling, "garden"]
+    assert expected["usage"]["input_tokens"] == plain["usage"]["input_tokens"]  # transcription mode, no instruction
+
+
+def test_500_words_that_nobody_says_make_no_word_wrong(server: Server) -> None:
+    clips = [c for c in ALL_CLIPS if c.kind != "sound-alike"]
+
+    def errors(**fields: Any) -> list[int]:
+        return [word_errors(c.words, heard(server, c.path.stem, language="en", **fields)["text"]) for c in clips]
+
+    assert sum(errors(**{"keywords[]": NAMES})) <= sum(errors())
+
+
+@pytest.mark.parametrize(
+    "fields", [{"context_bias": "grey,Lotti"}, {"hotwords": "Lotti,grey"}, {"prompt": "Lotti, grey"}]
+)
+def test_every_name_of_the_field_and_a_prompt_of_words_mean_the_same(server: Server, fields: dict[str, str]) -> None:
+    assert heard(server, "sounds_like_gray", language="en", **fields)["text"] == "monday grey garden"
+
+
+@pytest.mark.parametrize("field", ["audio", "part"])
+def test_spellings_that_lotti_requires_are_written(server: Server, field: str) -> None:
+    audio = base64.b64encode(clip("sounds_like_gray").data).decode()
+
+    def answer(instruction: str) -> str:
+        part = {"type": "input_audio", "input_audio": {"data": audio, "format": "flac"}}
+        content = instruction if field == "audio" else [part, {"type": "text", "text": instruction}]
+        body = {"model": "whisper-1", "messages": [{"role": "user", "content": content}], "max_tokens": 50}
+        if field == "audio":
+            body["audio"] = audio
+        response: httpx.Response = server.client.post("/v1/chat/completions", json=body)
+        return response.json()["choices"][0]["message"]["content"].strip()
+
+    assert answer(SKILL_PROMPT) == "monday gray garden"
+    assert answer(SKILL_PROMPT.replace('"Flutter"', '"grey"')) == "monday grey garden"
+
+
+@pytest.mark.parametrize("field", ["keywords", "context_bias", "hotwords"])
+def test_too_many_or_too_long_words_are_refused_by_name(server: Server, field: str) -> None:
+    for words in ([str(n) for n in range(MOST_KEYWORDS + 1)], ["x" * (LONGEST_KEYWORD + 1)]):
+        response = server.client.post(
+            "/v1/audio/transcriptions",
+            files={"file": clip("short_0").data}, data={"model": "whisper-1", field: ",".join(words)},
+        )  # fmt: skip
+        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+
+
+def test_a_form_may_have_a_field_for_each_of_the_most_words(server: Server) -> None:
+    assert heard(server, "short_0", **{"keywords[]": [f"w{n}" for n in range(MOST_KEYWORDS)]})["text"]
+
+
+def test_a_prompt_is_a_list_of_words_or_an_instruction() -> None:
+    assert listed_words("Lotti, Kubernetes,  New York City") == ("Lotti", "Kubernetes", "New York City")
+    assert listed_words("Kubernetes") == ("Kubernetes",)
+    for text in ("", "Hello, this is a meeting of Lotti.", "Write it down with care, please", "Names: Lotti"):
+        assert listed_words(text) == ()
+
+
+def test_required_spellings_are_read_only_beside_a_recording() -> None:
+    def spellings(text: str, *audio: Slot) -> tuple[str, ...]:
+        return required_spellings(Conversation((Message("user", (*audio, text)),)))
+
+    assert spellings(SKILL_PROMPT, Slot.AUDIO) == ("macOS", "iPhone", "Flutter")
+    assert spellings(r'Required spellings: ["a \"b\", [c]", "d"] and more', Slot.AUDIO) == ('a "b", [c]', "d")
+    assert spellings("Required spellings: [broken", Slot.AUDIO) == ()
+    assert spellings(SKILL_PROMPT) == ()
