@@ -74,6 +74,15 @@ FIELDS: dict[str, dict[str, Any]] = {
         "description": "audio is cut where nobody speaks; `server_vad` says what counts as speech",
     },
     "stream": {"type": "boolean", "default": False, "description": "server-sent events, text as it is decoded"},
+    "max_completion_tokens": {
+        "type": "integer", "minimum": 1, "description": "tokens for each chunk of the audio at most",
+    },
+    "top_p": {"type": "number", "description": "share of the probability that is drawn from"},
+    "top_k": {"type": "integer", "description": "likeliest tokens that are drawn from; 0: all"},
+    "min_p": {"type": "number", "description": "least share of the likeliest token's probability"},
+    "frequency_penalty": {"type": "number", "description": "for each time that a token was written"},
+    "presence_penalty": {"type": "number", "description": "for a token that was written"},
+    "repetition_penalty": {"type": "number", "description": "divides the logits of tokens in prompt and text; 1: none"},
     "file_url": {
         "type": "string", "format": "uri", "description": "in place of a file: https, on a host of REMOTE_AUDIO_HOSTS",
     },
@@ -81,6 +90,11 @@ FIELDS: dict[str, dict[str, Any]] = {
 TO_LANGUAGE = {"to_language": {"type": "string", "enum": ["en"], "description": "translations are into English"}}
 FILE = {"type": "string", "format": "binary", "description": "audio or video in any format of FFmpeg"}
 BASE64 = {"type": "string", "description": "base64 of the file or a data URL; also `audio`", "examples": [FLAC]}
+# How tokens are drawn, as vLLM's clients spell it: by the names of Sampling, with the least and the most.
+DRAWING = {
+    "top_p": (0.01, 1), "min_p": (0, 1), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 10),
+}  # fmt: skip
 # The parameters of `server_vad`, with the most that they may be.
 VAD_PARAMETERS = {"threshold": 1, "prefix_padding_ms": 60_000, "silence_duration_ms": 60_000}
 
@@ -154,14 +168,30 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
     request = TranscriptionRequest(
         language="en" if task == "translate" else spoken,
         conversation=_instruction(values, task, spoken),
-        sampling=Sampling(
-            fields.steady_temperature(fields.number(values, "temperature", 0, 1)), seed=fields.integer(values, "seed")
-        ),
+        sampling=_sampling(values),
+        max_tokens=_token_limit(values),
         keywords=_keywords(values),
         detection=_detection(values),
     )
     shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), _segments(values))
     return AudioCall(response_format, stream, shape, request)
+
+
+def _sampling(values: Mapping[str, Any]) -> Sampling:
+    drawing = {name: fields.number(values, name, *bounds) for name, bounds in DRAWING.items()}
+    return Sampling(
+        fields.steady_temperature(fields.number(values, "temperature", 0, 1)),
+        seed=fields.integer(values, "seed"),
+        top_k=max(fields.integer(values, "top_k") or 0, 0),
+        **{name: value for name, value in drawing.items() if value is not None},
+    )
+
+
+def _token_limit(values: Mapping[str, Any]) -> int | None:
+    limit = fields.integer(values, "max_completion_tokens")
+    if limit is not None and limit < 1:
+        raise invalid("max_completion_tokens", "max_completion_tokens must be 1 or more. Leave it out for no limit.")
+    return limit
 
 
 def _keywords(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -34,6 +34,12 @@ from engine.core import Prompt, PromptInvalid
 from engine.grammar import compact
 from transcript import Conversation, Message, Slot
 
+# What OpenAI's json_object promises; mistral-common's own takes a list of anything too, which clients cannot read.
+ANY_OBJECT = {
+    "type": "json_schema",
+    "json_schema": {"name": "object", "schema": {"type": "object"}, "strict": True},
+}
+
 
 class VoxtralTokenizer:
     def __init__(self, folder: Path) -> None:
@@ -152,7 +158,8 @@ def _placeholder() -> str:
 def _chat_request(conversation: Conversation) -> ChatCompletionRequest:
     options: dict[str, Any] = {}
     if conversation.response_format is not None:
-        options["response_format"] = conversation.response_format
+        is_object = conversation.response_format.get("type") == "json_object"
+        options["response_format"] = ANY_OBJECT if is_object else conversation.response_format
     if conversation.tools:
         options |= {
             "tools": list(conversation.tools),

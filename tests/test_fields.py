@@ -24,7 +24,8 @@ JSON = st.recursive(
 NAMES = st.sampled_from(
     ["model", "language", "languages", "languages[]", "prompt", "response_format", "temperature", "seed", "stream",
      "include[]", "timestamp_granularities[]", "chunking_strategy", "chunking_strategy[type]", "keywords", "diarize",
-     "known_speaker_names[]", "file_url", "file_id", "context_bias"],
+     "known_speaker_names[]", "file_url", "file_id", "context_bias", "hotwords", "max_completion_tokens", "top_p",
+     "top_k", "repetition_penalty"],
 )  # fmt: skip
 
 

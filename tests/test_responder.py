@@ -138,6 +138,13 @@ def test_a_schema_holds_whatever_the_model_would_rather_say(client: OpenAI) -> N
     assert isinstance(found["count"], int)
 
 
+def test_json_object_is_an_object_and_no_list(server: Server) -> None:
+    choice = ask(server, ASKED, response_format={"type": "json_object"}, max_tokens=40).json()["choices"][0]
+    text = choice["message"]["content"]
+    assert text.lstrip().startswith("{")
+    assert choice["finish_reason"] == "length" or isinstance(json.loads(text), dict)
+
+
 def test_a_schema_that_cannot_be_is_refused(server: Server) -> None:
     response_format = {"type": "json_schema", "json_schema": {"name": "c", "schema": {"type": "nonsense"}}}
     answer = ask(server, ASKED, response_format=response_format)

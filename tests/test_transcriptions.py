@@ -85,6 +85,19 @@ def test_the_ways_in_which_clients_write_fields_are_understood(server: Server, f
     assert response.json()["text"]
 
 
+def test_what_vllm_adds_is_obeyed(server: Server) -> None:
+    """A cap on tokens, and how they are drawn: penalties that leave the model no word it has said before."""
+    capped = post(server, clip("voice_en-us").data, max_completion_tokens="3").json()
+    assert capped["usage"]["output_tokens"] == 3
+    words = post(server, clip("dense_1").data).json()["text"].split()
+    others = post(server, clip("dense_1").data, repetition_penalty="10", frequency_penalty="2").json()["text"].split()
+    assert others != words
+    assert_error(post(server, clip("dense_1").data, top_p="7"), 400, "invalid_value", "top_p")
+    assert_error(
+        post(server, clip("dense_1").data, max_completion_tokens="0"), 400, "invalid_value", "max_completion_tokens"
+    )
+
+
 def test_the_same_path_works_without_v1(server: Server) -> None:
     data = {"model": "whisper-1"}
     response = server.client.post("/audio/transcriptions", files={"file": clip("short_0").data}, data=data)
