@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bench import accuracy, latency, memory, throughput
+from bench import accuracy, latency, linear, memory, throughput
 from bench.peers import arguments, numbers
 from config import DEMO_MODEL
 from tests.serving import Server
@@ -53,3 +53,9 @@ def test_accuracy_finds_float32_equal_to_itself_and_int8_close() -> None:
     assert (cosine, error, same) == ("1.00000", "0", "1")
     assert (again, no_error) == ("1.00000", "0")
     assert 0.99 < float(close) < 1
+
+
+def test_linear_times_every_kind_of_weights() -> None:
+    measured = rows(linear.measure((1,), rounds=1))
+    assert len(measured) == 1
+    assert all(float(cell) > 0 for cell in measured[0][1:])
