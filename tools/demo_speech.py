@@ -133,6 +133,8 @@ class Arranger:
 
     # Seconds of pause between two utterances: talking without a break, speaking with pauses, thinking aloud.
     PAUSES = ((0.1, 0.9), (0.1, 2.0), (0.5, 5.0))
+    # Peak in dB of full scale: far from the microphone, anywhere, close to it.
+    LOUDNESS = ((-42.0, -32.0), (-32.0, 0.0), (-14.0, 0.0))
 
     def __init__(self, bank: list[Utterance], seed: int) -> None:
         self.bank = bank
@@ -195,12 +197,13 @@ class Arranger:
 
     def training_recording(self, longest: float) -> Recording:
         """One recording of at most `longest` seconds, of any of the kinds above."""
-        seconds = longest if self.rng.random() < 0.6 else self.rng.uniform(1.0, longest)
+        seconds = longest if self.rng.random() < 0.75 else self.rng.uniform(1.0, longest)
         if self.rng.random() < 0.06:
             return self.nothing(seconds)
-        pauses = self.rng.choices(self.PAUSES, weights=(55, 20, 25))[0]
+        pauses = self.rng.choices(self.PAUSES, weights=(35, 15, 50))[0]
         most = self.rng.choice((1, 2, 3)) if self.rng.random() < 0.1 else 10_000
-        if self.rng.random() < 0.3:
+        if self.rng.random() < 0.15:
             seconds = min(seconds, self.rng.uniform(1.0, 12.0))
-        gain_db = self.rng.uniform(-40, 0) if self.rng.random() < 0.5 else self.rng.uniform(-14, 0)
+        low, high = self.rng.choices(self.LOUDNESS, weights=(30, 30, 40))[0]
+        gain_db = self.rng.uniform(low, high)
         return self.degrade(self.recording(seconds, pauses, most), gain_db)

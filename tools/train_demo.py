@@ -72,8 +72,8 @@ class Phase:
 HEARING = Phase("hearing", ((16, 10.0, 0.8), (5, 30.0, 0.2)), 8e-4)
 # What the decoder has to learn can be learnt on 10 s, at a sixth of the cost; then it needs to see that it goes on.
 READING_SHORT = Phase("reading", ((10, 10.0, 1.0),), 1e-3)
-READING_LONG = Phase("reading on", ((4, 30.0, 0.5), (2, 60.0, 0.5)), 4e-4)
-JOINT = Phase("joint", ((4, 30.0, 0.6), (2, 60.0, 0.4)), 6e-4)
+READING_LONG = Phase("reading on", ((4, 30.0, 0.3), (2, 60.0, 0.7)), 5e-4)
+JOINT = Phase("joint", ((4, 30.0, 0.4), (2, 60.0, 0.6)), 1.5e-4)
 MISTAKES = (0.0, 0.0, 0.0, 0.05, 0.1)  # shares of the words written so far that are wrong; one for each recording
 COUNT_STEP, COUNT_CLASSES = 4, 48  # words
 REPLAY = 256  # recordings of each length whose embeddings are kept, and ...
@@ -291,10 +291,11 @@ def main() -> None:
     parser.add_argument("--bank", type=Path, default=Path("bank.pkl"), help="where the spoken utterances are kept")
     parser.add_argument("--utterances", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(args.out)
     write_preprocessor(args.out)
