@@ -15,7 +15,7 @@ import io
 import numpy as np
 import soundfile as sf
 
-from bench.peers import Heard, Peer, arguments, audio_files, middle, noise, peer_of, table
+from bench.peers import Heard, Peer, arguments, audio_files, middle, noise, open_peers, table
 
 HEAD_START = 2.0  # seconds that the long file is at work before the short one comes
 
@@ -41,23 +41,19 @@ async def beside(peer: Peer, long: bytes, short: bytes) -> Heard:
 
 
 async def measure(args: argparse.Namespace) -> str:
-    peers = [peer_of(name, args.model, args.tokens) for name in args.peers]
     long = long_file(args)
     waits: dict[tuple[str, str], list[Heard]] = {}
-    for peer in peers:
-        await peer.hear(audio_files(args, 1, 0)[0])
-    for round_number in range(1, args.rounds + 1):
-        for count in args.requests:
-            files = audio_files(args, count, round_number)
+    async with open_peers(args) as peers:
+        for round_number in range(1, args.rounds + 1):
+            for count in args.requests:
+                files = audio_files(args, count, round_number)
+                for peer in peers:
+                    heard = await asyncio.gather(*(peer.hear(file) for file in files))
+                    waits.setdefault((f"{count} at once", peer.name), []).extend(heard)
             for peer in peers:
-                heard = await asyncio.gather(*(peer.hear(file) for file in files))
-                waits.setdefault((f"{count} at once", peer.name), []).extend(heard)
-        for peer in peers:
-            short = audio_files(args, 1, round_number)[0]
-            case = (f"beside {args.long:g} s", peer.name)
-            waits.setdefault(case, []).append(await beside(peer, long, short))
-    for peer in peers:
-        await peer.close()
+                short = audio_files(args, 1, round_number)[0]
+                case = (f"beside {args.long:g} s", peer.name)
+                waits.setdefault(case, []).append(await beside(peer, long, short))
     rows = [
         (case, name, middle([h.first_text for h in heard]), max(h.first_text for h in heard),
          middle([h.whole for h in heard]), max(h.whole for h in heard))

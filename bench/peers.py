@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import io
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -97,6 +99,19 @@ class TransformersPeer:
 
     async def close(self) -> None:
         del self._model
+
+
+@asynccontextmanager
+async def open_peers(args: argparse.Namespace) -> AsyncGenerator[list[Peer]]:
+    """The peers that were named, each of which has heard something: who loads at the first request has loaded now."""
+    peers = [peer_of(name, args.model, args.tokens) for name in args.peers]
+    try:
+        for peer in peers:
+            await peer.hear(audio_files(args, 1, 0)[0])
+        yield peers
+    finally:
+        for peer in peers:
+            await peer.close()
 
 
 def peer_of(name: str, model: str, tokens: int | None) -> Peer:

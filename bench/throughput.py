@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import time
 
-from bench.peers import Peer, arguments, audio_files, middle, peer_of, seconds_of, table
+from bench.peers import Peer, arguments, audio_files, middle, open_peers, seconds_of, table
 
 
 async def at_once(peer: Peer, files: list[bytes]) -> float:
@@ -23,19 +23,15 @@ async def at_once(peer: Peer, files: list[bytes]) -> float:
 
 
 async def measure(args: argparse.Namespace) -> str:
-    peers = [peer_of(name, args.model, args.tokens) for name in args.peers]
-    walls: dict[tuple[int, str], list[float]] = {(count, peer.name): [] for count in args.requests for peer in peers}
+    walls: dict[tuple[int, str], list[float]] = {}
     audio = {}
-    for peer in peers:
-        await peer.hear(audio_files(args, 1, 0)[0])  # whoever loads at the first request has loaded now
-    for round_number in range(1, args.rounds + 1):
-        for count in args.requests:
-            files = audio_files(args, count, round_number)
-            audio[count] = seconds_of(files)
-            for peer in peers:
-                walls[count, peer.name].append(await at_once(peer, files))
-    for peer in peers:
-        await peer.close()
+    async with open_peers(args) as peers:
+        for round_number in range(1, args.rounds + 1):
+            for count in args.requests:
+                files = audio_files(args, count, round_number)
+                audio[count] = seconds_of(files)
+                for peer in peers:
+                    walls.setdefault((count, peer.name), []).append(await at_once(peer, files))
     first = {count: middle(walls[count, peers[0].name]) for count in args.requests}
     rows = [
         (count, name, middle(values), audio[count] / middle(values), first[count] / middle(values))

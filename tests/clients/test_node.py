@@ -119,9 +119,9 @@ def test_mistral_transcribes_with_segments_where_it_asks_for_them(mistral: Resul
 
 
 @with_mistral
-def test_mistral_puts_words_to_expect_into_the_prompt(mistral: Results) -> None:
+def test_mistral_may_name_words_to_expect_which_cost_no_tokens(mistral: Results) -> None:
     assert_heard(WORDS, mistral["biased"]["text"])
-    assert mistral["biased"]["usage"]["promptTokens"] > mistral["transcription"]["usage"]["promptTokens"] + 5
+    assert mistral["biased"]["usage"]["promptTokens"] <= mistral["transcription"]["usage"]["promptTokens"]
 
 
 @with_mistral
