@@ -39,9 +39,9 @@ def measure(rows: tuple[int, ...], rounds: int) -> str:
     }
     times: dict[tuple[int, str], list[float]] = {(count, kind): [] for count in rows for kind in KINDS}
     for count in rows:
-        inputs = torch.randn(count, INPUTS)
         for _ in range(rounds + 1):
             for kind in KINDS:
+                inputs = torch.randn(count, INPUTS)  # new ones: a layer knows the levels of the last ones
                 started = time.perf_counter()
                 layers[kind](inputs)
                 times[count, kind].append(1000 * (time.perf_counter() - started))

@@ -14,11 +14,12 @@ import platform
 import torch
 import torch.nn.functional as F
 
+from engine import onednn_weights
+
 QUANTIZED_ROWS = 256  # output channels that are quantized at a time: what that takes stays in the CPU's cache
 UNPACKED_ROWS = 4096  # output channels that are unpacked at a time, which bounds what that takes beside the result
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
 FEW_ROWS = 24  # up to here ATen's 4-bit kernel beats unpacking
-USUAL_ROWS = 16  # what oneDNN is told to lay out weights for; the layout is good for more and for fewer
 # Without VNNI a CPU adds two products in 16 bits, which 255 x 127 twice would overflow. Weights can spare the bit more
 # easily than activations, which have outliers.
 WEIGHT_LIMIT = 127 if torch.cpu._is_vnni_supported() else 63
@@ -45,29 +46,52 @@ class QuantizedLinear(torch.nn.Module):
 
 
 class Int8Linear(QuantizedLinear):
+    def __init__(self, linear: torch.nn.Linear, activations: Activations | None = None) -> None:
+        """`activations`: what all layers of a model share; None for a layer that stands alone."""
+        super().__init__(linear)
+        self._activations = activations or Activations()
+
     def pack(self, weight: torch.Tensor) -> None:
         levels = torch.empty(weight.shape, dtype=torch.int8)
         scales = torch.empty(self.out_features)
         for first in range(0, self.out_features, QUANTIZED_ROWS):
             rows = slice(first, first + QUANTIZED_ROWS)
             levels[rows], scales[rows] = _to_int8(weight[rows])
-        packed = torch.ops.onednn.qlinear_prepack(levels, [USUAL_ROWS, self.in_features])
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("packed", onednn_weights.pack(levels), persistent=False)
+        self.register_buffer("scales", scales / ACTIVATION_LIMIT, persistent=False)
         self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.long), persistent=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        rows = inputs.reshape(-1, self.in_features).float()
-        # A row of zeros gets a scale too, and stays zeros.
-        scales = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(ACTIVATION_LIMIT)
-        levels = (rows / scales).round_().add_(MIDDLE).to(torch.uint8)
+        levels, peaks = self._activations.quantized(inputs)
         products = torch.ops.onednn.qlinear_pointwise(
             levels, 1.0, MIDDLE, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        products *= scales
+        products *= peaks
         if self.bias is not None:
             products += self.bias
         return products.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+
+
+class Activations:
+    """The activations that were quantized last, because layers that stand side by side get the same ones.
+
+    For one thread, and for models that change no activations in place.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: torch.Tensor | None = None
+
+    def quantized(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Levels (rows, inputs) as uint8, and what ACTIVATION_LIMIT levels are worth in each row (rows, 1)."""
+        if inputs is not self._inputs:
+            rows = inputs.reshape(-1, inputs.shape[-1]).float()
+            # Two passes of amax and amin are quicker than one of aminmax, abs or a norm.
+            peaks = torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_())
+            peaks.clamp_(min=1e-12)  # a row of zeros gets a peak too, and stays zeros
+            # Conversion cuts off, so half a level more rounds.
+            levels = (rows * (ACTIVATION_LIMIT / peaks)).add_(MIDDLE + 0.5).to(torch.uint8)
+            self._inputs, self._quantized = inputs, (levels, peaks)
+        return self._quantized
 
 
 def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from engine.backends.base import LoadOptions
 from engine.core import Job
 from engine.kv_cache import DecodeView, KVCache, PrefillView
 from engine.tokenizer import VoxtralTokenizer
-from engine.weights import load_quantized, quantized_bytes
+from engine.weights import load_quantized, quantized_bytes, trim_heap
 
 WINDOW_SAMPLES = 480_000  # the encoder hears 30 s at 16 kHz at a time, padded with silence
 WINDOW_FRAMES = 3_000  # 10 ms each
@@ -95,6 +95,7 @@ class VoxtralBackend:
     def close(self) -> None:
         del self._model, self._decoder, self._cache
         gc.collect()  # modules hold each other in cycles
+        trim_heap()
         if self.device == "cuda":
             torch.cuda.empty_cache()
         elif self.device == "mps":
