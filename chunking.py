@@ -89,16 +89,27 @@ def chunks(blocks: Iterable[np.ndarray], longest_seconds: float) -> Iterator[Chu
 
 
 def quietest_cut(samples: np.ndarray) -> int:
-    """Where to cut a full chunk: the middle of the quietest 200 ms near its end, of equally quiet ones the last."""
+    """Where to cut a full chunk: at the quietest place near its end, of equally quiet ones the last."""
     search = min(int(len(samples) * SEARCH_SHARE), LONGEST_SEARCH_SECONDS * SAMPLE_RATE) // FRAME * FRAME
     first = len(samples) - search
+    return int(quietest(samples, first, search)[-1]) if search >= PAUSE_FRAMES * FRAME else len(samples)
+
+
+def halves(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A second of audio or more, cut at the quietest place of its middle half; of equals, the nearest to the middle."""
+    quarter = len(samples) // 4
+    places = quietest(samples, quarter, 2 * quarter // FRAME * FRAME)
+    cut = places[np.abs(places - len(samples) // 2).argmin()]
+    return samples[:cut], samples[cut:]
+
+
+def quietest(samples: np.ndarray, first: int, search: int) -> np.ndarray:
+    """Samples (places,) in the midst of the quietest 200 ms of the `search` samples, whole frames, from `first` on."""
     energy = np.square(frame_rms(samples[first : first + search]), dtype=np.float64)
-    if len(energy) < PAUSE_FRAMES:
-        return len(samples)
     windows = np.convolve(energy, np.ones(PAUSE_FRAMES), mode="valid")
     # Rounding of the running sums must not decide between stretches of silence.
     quiet = np.flatnonzero(windows <= windows.min() + 1e-9)
-    return first + int(quiet[-1] + PAUSE_FRAMES // 2) * FRAME
+    return first + (quiet + PAUSE_FRAMES // 2) * FRAME
 
 
 @dataclass(frozen=True)

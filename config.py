@@ -96,6 +96,9 @@ class Settings(BaseModel):
     voxtral_vad: Literal["on", "off"] = Field(
         "on", description="on: the model hears only where somebody speaks. off: it hears all of a recording."
     )
+    voxtral_replacements: Path | None = Field(
+        None, description="CSV file of words that are always written in one way: `heard,written` on each line."
+    )
     tokens_per_second: float = Field(
         20.0,
         gt=0,
@@ -109,7 +112,7 @@ class Settings(BaseModel):
         10.0, gt=0, le=300, description="Seconds of silence on a stream after which a comment line is sent."
     )
 
-    @field_validator("voxtral_model_revision", "voxtral_cache_dir", "hf_token", mode="before")
+    @field_validator("voxtral_model_revision", "voxtral_cache_dir", "voxtral_replacements", "hf_token", mode="before")
     @classmethod
     def _empty_is_absent(cls, value: object) -> object:
         return value or None

@@ -45,7 +45,10 @@ SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 
 
 def create_app(settings: Settings, download: bool = True) -> ASGIApp:
-    """The service. Its model is loaded, or fetched first if `download`, while requests are already answered."""
+    """The service. Its model is loaded, or fetched first if `download`, while requests are already answered.
+
+    Raises ConfigError for a file that a setting names and that cannot be used.
+    """
     models, metrics, admission = ModelManager(settings), Metrics(), Admission(settings.max_concurrent_requests)
     transcriber = Transcriber(settings, models, admission, metrics)
     responder = Responder(settings, models, admission, metrics)
@@ -169,6 +172,7 @@ def main(arguments: list[str]) -> int:
             defaults=defaults, **{name: value for name, value in given.items() if value is not None}
         )
         check_model_folder(settings)
+        app = create_app(settings, download=not args.no_download)
         listening = listen(settings)
     except ConfigError as error:
         print(f"voxtral-local: {error}", file=sys.stderr)
@@ -177,7 +181,6 @@ def main(arguments: list[str]) -> int:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"Voxtral Local listens on http://{shown}:{port} (model {settings.voxtral_model_id})", flush=True)
-    app = create_app(settings, download=not args.no_download)
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
     uvicorn.Server(config).run(sockets=[listening])
     return 0

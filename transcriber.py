@@ -7,7 +7,6 @@ the file. Chunks decode together; their text leaves in order. This module knows 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -19,11 +18,12 @@ from admission import Admission, TooManyRequests
 from audio_processor import SAMPLE_RATE, AudioFile
 from chunking import Chunk, chunks, milliseconds, speech_chunks
 from config import Settings
-from engine.biasing import KeywordTree
+from decoding import Asked, ChunkDecoding
 from engine.core import Job, Prompt, Sampling
-from engine.tokenizer import TextDecoder, VoxtralTokenizer
+from engine.tokenizer import VoxtralTokenizer
 from metrics import Metrics
 from model_manager import Model, ModelManager
+from replacements import read_replacements, replaced
 from transcript import (
     Conversation,
     Event,
@@ -31,16 +31,13 @@ from transcript import (
     Segment,
     SegmentDone,
     TextDelta,
-    TextToken,
     Transcript,
     Usage,
 )
 from voice_activity import AUTO, Detection
 
 if TYPE_CHECKING:
-    from engine.worker import JobStream, Worker  # brings torch, which takes seconds
-
-log = logging.getLogger("voxtral.transcriber")
+    from engine.worker import Worker  # brings torch, which takes seconds
 
 
 @dataclass(frozen=True)
@@ -56,16 +53,13 @@ class TranscriptionRequest:
     detection: Detection | None = None  # what counts as speech; None: AUTO
 
 
-@dataclass(frozen=True)
-class _Submitted:
-    chunk: Chunk
-    stream: JobStream
-
-
 class Transcriber:
     def __init__(self, settings: Settings, models: ModelManager, admission: Admission, metrics: Metrics) -> None:
+        """Raises ConfigError for a file of replacements that cannot be read."""
         self._settings, self._models = settings, models
         self.admission, self.metrics = admission, metrics
+        file = settings.voxtral_replacements
+        self.replacements = read_replacements(file) if file else None
 
     async def open(self, model: Model, request: TranscriptionRequest, audio: AudioFile) -> Transcription:
         """Check everything that can be wrong before the first byte of an answer; the result owns `audio`.
@@ -109,8 +103,7 @@ class Transcription:
         self._transcriber, self._audio, self._settings = transcriber, audio, settings
         self._chunks = self._cut(settings.audio_chunk_size_seconds)
         self._first: Chunk | None = None
-        self._keywords: KeywordTree | None = None
-        self._submitted: list[JobStream] = []
+        self._decodings: list[ChunkDecoding] = []
         self._decoding = asyncio.Lock()
         self._producer: asyncio.Task[None] | None = None
         self._closed = False
@@ -164,80 +157,52 @@ class Transcription:
         metrics.silence_seconds.inc(max(usage.audio_ms - heard_ms, 0) / 1000)
 
     async def _events(self, worker: Worker) -> AsyncGenerator[Event]:
-        tokenizer = worker.backend.tokenizer
-        prompt = await asyncio.to_thread(_prompt, tokenizer, self.request)
-        self._keywords = await asyncio.to_thread(tokenizer.keyword_tree, self.request.keywords)
-        ready: asyncio.Queue[_Submitted | Exception | None] = asyncio.Queue(maxsize=worker.backend.rows)
-        self._producer = asyncio.create_task(self._submit_chunks(worker, prompt, ready))
+        ready: asyncio.Queue[ChunkDecoding | Exception | None] = asyncio.Queue(maxsize=worker.backend.rows)
+        self._producer = asyncio.create_task(self._submit_chunks(await self._asked(worker), ready))
         segments: list[Segment] = []
         text = ""
         while (item := await ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            async for event in self._chunk_events(item, tokenizer, separate=bool(text)):
-                if isinstance(event, TextDelta):
-                    text += event.text
-                elif isinstance(event, SegmentDone):
-                    segments.append(event.segment)
-                yield event
+            async with aclosing(self._written(item, separate=bool(text))) as events:
+                async for event in events:
+                    if isinstance(event, TextDelta):
+                        text += event.text
+                    else:
+                        segments.append(event.segment)
+                    yield event
+            self._decodings.remove(item)
         usage = sum((segment.usage for segment in segments), Usage())
         usage = replace(usage, audio_ms=milliseconds(self._audio.decoded))  # with what nobody spoke in
         language = self.request.language or await asyncio.to_thread(languages.detect, text, self.model.spec.languages)
         yield Finished(Transcript(text, language, tuple(segments), usage))
 
-    async def _submit_chunks(
-        self, worker: Worker, prompt: Prompt, ready: asyncio.Queue[_Submitted | Exception | None]
-    ) -> None:
+    async def _asked(self, worker: Worker) -> Asked:
+        """What each chunk is asked."""
+        request, tokenizer = self.request, worker.backend.tokenizer
+        prompt = await asyncio.to_thread(_prompt, tokenizer, request)
+        keywords = await asyncio.to_thread(tokenizer.keyword_tree, request.keywords)
+        most = request.max_tokens or worker.backend.context_length
+        job = Job(prompt, (), most, request.sampling, keywords=keywords, loops_end=True)
+        return Asked(worker, self, job, self._settings.token_cap)
+
+    async def _submit_chunks(self, asked: Asked, ready: asyncio.Queue[ChunkDecoding | Exception | None]) -> None:
         """Decode, submit and hand over chunk after chunk; an exception takes its place in the order."""
         chunk, self._first = self._first, None
         try:
             while chunk:
-                stream = worker.submit(self._job(chunk, prompt), self)
-                self._submitted.append(stream)
-                await ready.put(_Submitted(chunk, stream))
+                decoding = ChunkDecoding(asked, chunk)
+                self._decodings.append(decoding)
+                await ready.put(decoding)
                 chunk = await self._next_chunk()
             await ready.put(None)
         except Exception as error:  # noqa: BLE001 - raised again by events(), after the chunks before it
             await ready.put(error)
 
-    def _job(self, chunk: Chunk, prompt: Prompt) -> Job:
-        # Each chunk draws its own random numbers: the same ones would make the same choices in every chunk.
-        sampling = self.request.sampling
-        if sampling.seed is not None:
-            sampling = replace(sampling, seed=sampling.seed + chunk.index)
-        return Job(prompt, (chunk.samples,), self._token_cap(chunk.seconds), sampling, keywords=self._keywords)
-
-    async def _chunk_events(
-        self, item: _Submitted, tokenizer: VoxtralTokenizer, separate: bool
-    ) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """Deltas of one chunk as they are decoded, then its segment. `separate`: text stands before, put a space."""
-        decoder = TextDecoder()
-        tokens: list[TextToken] = []
-        sent, text = 0, ""
-        async for token in item.stream:
-            tokens.append(TextToken(token.id, tokenizer.token_bytes(token.id), token.logprob))
-            piece = decoder.add(tokens[-1].bytes)
-            piece = piece if text else piece.lstrip()
-            if piece:
-                yield TextDelta(" " + piece if separate and not text else piece, tuple(tokens[sent:]))
-                sent, text = len(tokens), text + piece
-        if tail := decoder.finish():
-            yield TextDelta(tail, tuple(tokens[sent:]))
-            text += tail
-        yield SegmentDone(self._segment(item, text, tuple(tokens)))
-
-    def _segment(self, item: _Submitted, text: str, tokens: tuple[TextToken, ...]) -> Segment:
-        done = item.stream.done
-        assert done is not None
-        self._submitted.remove(item.stream)
-        start_ms, end_ms = item.chunk.speech_ms()
-        if done.reason == "length":
-            log.warning("chunk %d reached its cap of %d tokens", item.chunk.index, done.output_tokens)
-        return Segment(
-            start_ms, end_ms, text, tokens, done.no_speech_prob, self.request.sampling.temperature,
-            Usage(done.text_tokens, done.audio_tokens, done.output_tokens, item.chunk.duration_ms),
-            truncated=done.reason == "length",
-        )  # fmt: skip
+    def _written(self, decoding: ChunkDecoding, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
+        """The events of a chunk, with what is always written in one way."""
+        events, replacements = decoding.events(separate), self._transcriber.replacements
+        return replaced(events, replacements) if replacements else events
 
     async def close(self) -> None:
         """Give back the places in the batch, the file and the thread. Safe to call twice."""
@@ -248,8 +213,8 @@ class Transcription:
         if self._producer:
             self._producer.cancel()
             await asyncio.gather(self._producer, return_exceptions=True)
-        for stream in self._submitted:
-            stream.cancel()
+        for decoding in self._decodings:
+            decoding.cancel()
         async with self._decoding:
             self._audio.close()
 

@@ -100,6 +100,10 @@ class TextToken:
         return self.bytes.decode(errors="replace")
 
 
+# A text that is not whole: the model repeated itself, or reached the cap on tokens before it had ended.
+Lapse = Literal["loop", "length"]
+
+
 @dataclass(frozen=True)
 class Segment:
     """A stretch of speech. A segment without text is a chunk in which the model heard nobody speak."""
@@ -109,9 +113,9 @@ class Segment:
     text: str
     tokens: tuple[TextToken, ...]
     no_speech_prob: float  # the model's probability of ending before the first word
-    temperature: float
-    usage: Usage
-    truncated: bool  # the token cap was reached before the model had ended
+    temperature: float  # the highest that a part of it was drawn with
+    usage: Usage  # with what was decoded again
+    lapse: Lapse | None = None  # why words may be missing
 
     @property
     def avg_logprob(self) -> float:
@@ -156,7 +160,7 @@ class Transcript:
 
     @property
     def truncated(self) -> bool:
-        return any(segment.truncated for segment in self.segments)
+        return any(segment.lapse for segment in self.segments)
 
 
 async def fold(events: AsyncGenerator[Event]) -> Transcript:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import languages
-from api.transcription_wire import language_codes, logprobs, mistral_body
+from api.transcription_wire import language_codes, logprobs, mistral_body, warnings
 from transcript import Segment, Transcript
 
 Task = Literal["transcribe", "translate"]
@@ -55,6 +55,7 @@ def as_verbose_json(transcript: Transcript, shape: Shape) -> Response:
             "text": transcript.text,
             "segments": _whisper_segments(transcript),
             "usage": {"type": "duration", "seconds": usage.audio_seconds},
+            "warnings": warnings(transcript),
         }
     )
 

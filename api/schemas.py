@@ -71,6 +71,15 @@ class LanguageCode(Answer):
     code: str = Field(examples=["en"])
 
 
+class TranscriptionWarning(Answer):
+    """Where the text may not be whole."""
+
+    code: Literal["loop", "length"]
+    message: str
+    start: float = Field(description="seconds; of the segment")
+    end: float
+
+
 class Transcription(Answer):
     """`json`: the keys of OpenAI and of Mistral."""
 
@@ -80,6 +89,7 @@ class Transcription(Answer):
     languages: list[LanguageCode]
     usage: TranscriptionUsage
     finish_reason: Literal["stop", "length"]
+    warnings: list[TranscriptionWarning]
     segments: list[Segment] | None = Field(None, description="where timestamp_granularities asked for them")
     logprobs: list[Logprob] | None = Field(None, description="where include asked for them")
 
@@ -98,6 +108,7 @@ class VerboseTranscription(Answer):
     text: str
     segments: list[WhisperSegment]
     usage: DurationUsage
+    warnings: list[TranscriptionWarning]
 
 
 class ChatAnswer(Answer):

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from streaming import sse
-from transcript import Event, Finished, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage
+from transcript import Event, Finished, Lapse, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage
 
 
 def token_usage(usage: Usage) -> dict[str, Any]:
@@ -32,6 +32,21 @@ def language_codes(language: str | None) -> list[dict[str, str]]:
     return [{"code": language}] if language else []
 
 
+# What is said of a segment whose text may not be whole.
+LAPSES: dict[Lapse, str] = {
+    "loop": "The model repeated itself here, also in shorter pieces. The repeats were left out; words may be missing.",
+    "length": "The model reached its cap on tokens here before it had ended; words may be missing.",
+}
+
+
+def warnings(transcript: Transcript) -> list[dict[str, Any]]:
+    return [
+        {"code": s.lapse, "message": LAPSES[s.lapse], "start": s.start_ms / 1000, "end": s.end_ms / 1000}
+        for s in transcript.segments
+        if s.lapse
+    ]
+
+
 async def openai_frames(events: AsyncGenerator[Event], with_logprobs: bool) -> AsyncGenerator[bytes]:
     """OpenAI's `transcript.text.*` events. The stream ends by its end: `[DONE]` would break other SDKs."""
 
@@ -46,7 +61,8 @@ async def openai_frames(events: AsyncGenerator[Event], with_logprobs: bool) -> A
                 transcript = event.transcript
                 done = {"type": "transcript.text.done", "text": transcript.text, **scores(transcript.tokens)}
                 found = language_codes(transcript.language)
-                yield sse({**done, "languages": found, "usage": token_usage(transcript.usage)})
+                more = {"languages": found, "usage": token_usage(transcript.usage), "warnings": warnings(transcript)}
+                yield sse({**done, **more})
 
 
 def mistral_error(body: dict[str, Any]) -> bytes:
@@ -87,4 +103,5 @@ def mistral_body(transcript: Transcript, model: str) -> dict[str, Any]:
         "segments": [{"type": "transcription_segment", **mistral_segment(segment)} for segment in said],
         "usage": token_usage(transcript.usage),
         "finish_reason": "length" if transcript.truncated else "stop",
+        "warnings": warnings(transcript),
     }

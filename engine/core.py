@@ -82,6 +82,7 @@ class Job:
     sampling: Sampling
     grammar: str | None = None  # what the answer must obey, as llguidance reads it
     keywords: KeywordTree | None = None  # words to expect
+    loops_end: bool = False  # whether a text that repeats itself is given up
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,10 @@ class Token:
 
 @dataclass(frozen=True)
 class JobDone:
-    """The last thing that a job gives. `length`: the cap was reached before the model had ended."""
+    """The last thing that a job gives. `length`: the cap was reached before the model had ended; `loop`: the text went
+    round in circles."""
 
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "loop"]
     text_tokens: int
     audio_tokens: int
     output_tokens: int  # the end-of-text included

@@ -33,6 +33,7 @@ from engine.core import (
     Token,
 )
 from engine.grammar import GrammarMatcher
+from engine.loops import LoopDetector
 from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Scheduler
 
@@ -81,6 +82,7 @@ class _Active:
     last: Token
     no_speech_prob: float
     count: int = field(default=1)
+    loops: LoopDetector = field(default_factory=LoopDetector)
 
 
 class Worker:
@@ -231,16 +233,23 @@ class Worker:
 
     def _advance(self, row: _Active) -> None:
         """Send the token that a row just chose, or its end."""
-        ended = row.last.id == self.backend.tokenizer.end_of_text
-        if not ended:
+        reason = self._reason_to_end(row)
+        if reason != "stop":
             self._put(row.stream, row.last)
-        if ended or row.count >= row.stream.job.max_tokens:
-            self._put(row.stream, self._done(row, "stop" if ended else "length"))
+        if reason:
+            text_tokens, audio_tokens = row.stream.job.prompt.text_tokens, row.stream.audio_tokens
+            self._put(row.stream, JobDone(reason, text_tokens, audio_tokens, row.count, row.no_speech_prob))
             self._retire(row.stream)
 
-    def _done(self, row: _Active, reason: Literal["stop", "length"]) -> JobDone:
-        job = row.stream.job
-        return JobDone(reason, job.prompt.text_tokens, row.stream.audio_tokens, row.count, row.no_speech_prob)
+    def _reason_to_end(self, row: _Active) -> Literal["stop", "length", "loop"] | None:
+        tokenizer, job, token = self.backend.tokenizer, row.stream.job, row.last.id
+        if token == tokenizer.end_of_text:
+            return "stop"
+        if job.loops_end:
+            row.loops.add(token, tokenizer.token_bytes(token))
+            if row.loops.looping:
+                return "loop"
+        return "length" if row.count >= job.max_tokens else None
 
     def _fail(self, streams: list[JobStream], error: Exception) -> None:
         log.error("%d jobs failed", len(streams), exc_info=error)

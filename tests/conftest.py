@@ -20,6 +20,15 @@ def server() -> Iterator[Server]:
         running.wait_until(lambda health: health["requests"] == health["chunks_running"] == 0)
 
 
+@pytest.fixture(scope="session")
+def unusual_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that does not look for speech, and writes some words in one way."""
+    replacements = tmp_path_factory.mktemp("settings") / "replacements.csv"
+    replacements.write_text("papa kilo,PK-2\nwindow,Fenster\n")
+    with Server("--demo", VOXTRAL_VAD="off", VOXTRAL_REPLACEMENTS=str(replacements)) as running:
+        yield running
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

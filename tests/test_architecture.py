@@ -16,6 +16,9 @@ LAYERS = (
     ("api",),
     ("streaming",),
     ("responder", "transcriber"),
+    ("decoding",),
+    ("chunk_text",),
+    ("continuation",),
     ("answer",),
     ("model_manager",),
     ("model_store",),
@@ -24,6 +27,7 @@ LAYERS = (
     ("chunking",),
     ("voice_activity",),
     ("audio_processor",),
+    ("replacements",),
     ("admission", "config", "languages", "logs", "metrics", "transcript"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

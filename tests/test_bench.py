@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
-from bench import accuracy, latency, linear, memory, throughput
+from bench import accuracy, latency, linear, memory, quality, throughput
 from bench.peers import arguments, numbers
 from config import DEMO_MODEL
 from tests.serving import Server
+from tests.speech import clips_of
+from tools.demo_speech import Recording, Utterance
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -37,6 +40,41 @@ def test_a_refused_request_ends_the_bench_and_says_why(server: Server) -> None:
     args = arguments("throughput").parse_args([server.url, "--model", "nothing", "--rounds", "1"])
     with pytest.raises(RuntimeError, match="model_not_found"):
         asyncio.run(throughput.measure(args))
+
+
+def clip_bank() -> list[Utterance]:
+    """Clips as if espeak-ng had said them; their words are taken to be equally long."""
+    spoken = [(c.words.split(), c.samples()) for c in clips_of("trained voice")]
+    return [
+        Utterance(tuple(words), (samples * 32767).astype(np.int16), "clip",
+                  tuple(len(samples) * i // len(words) for i in range(len(words))))
+        for words, samples in spoken
+    ]  # fmt: skip
+
+
+def test_quality_has_a_row_for_each_recording(server: Server) -> None:
+    args = quality.parser().parse_args([server.url, "--minutes", "0.4", "--long", "0.6", "--chunk", "15"])
+    *spoken, nobody = rows(quality.measure(args, clip_bank()))
+    assert [row[0].split(",")[0] for row in spoken] == ["plain", "quiet", "noisy", "long"]
+    for row in spoken:
+        assert float(row[2]) >= 20
+        assert float(row[3]) < 25
+    assert nobody[2:4] == ["0", ""]
+    assert nobody[8] == "0"
+
+
+def test_quality_tells_what_is_wrong_with_a_word() -> None:
+    said = tuple("open the window at four and close the table".split())
+    recording = Recording(np.zeros(9 * 16_000), said, tuple((i * 16_000, (i + 1) * 16_000) for i in range(9)))
+    heard = "Open the window, the window at purple 4 or close table.".split()
+    words = [quality.normal(word) for word in heard]
+    starts = [80.0, *(1000.0 * second for second in (1, 2, 2, 2, 3, 3, 4, 5, 6, 8))]
+    row = quality.judge(recording, quality.Heard(words, starts), cuts=[(6900.0, 7100.0)])
+    count, wrong, near, elsewhere, lost, doubled, invented, median, most = row
+    assert (count, lost, doubled, invented) == (9, 1, 2, 1)
+    assert (round(wrong, 1), round(near, 1), round(elsewhere, 1)) == (round(500 / 9, 1), round(200 / 4, 1), 0)
+    assert median == 0
+    assert 0 < most < 80
 
 
 def test_memory_starts_its_own_server() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ TIME = re.compile(r"(\d\d+):(\d\d):(\d\d)[.,](\d\d\d)")
 
 def segment(start_ms: int, end_ms: int, text: str) -> Segment:
     tokens = (TextToken(1000, b" one", -0.1), TextToken(1001, b" two", -0.3))
-    return Segment(start_ms, end_ms, text, tokens, 0.01, 0.0, Usage(5, 375, 3, end_ms), False)
+    return Segment(start_ms, end_ms, text, tokens, 0.01, 0.0, Usage(5, 375, 3, end_ms))
 
 
 TALK = Transcript(
@@ -60,6 +61,7 @@ def test_json_pleases_the_sdks_of_openai_and_mistral() -> None:
         "language": "en",
         "languages": [{"code": "en"}],
         "finish_reason": "stop",
+        "warnings": [],
         "usage": {
             "type": "tokens",
             "input_tokens": 1140,
@@ -110,3 +112,14 @@ def test_repetition_shows_in_the_compression_ratio() -> None:
 @pytest.mark.parametrize(("code", "name"), [("de", "german"), ("el", "modern greek"), (None, "unknown")])
 def test_languages_are_named_in_lower_case_english(code: str | None, name: str) -> None:
     assert language_name(code) == name
+
+
+@pytest.mark.parametrize("name", ["json", "verbose_json"])
+def test_warnings_name_the_seconds_whose_text_may_not_be_whole(name: str) -> None:
+    assert json.loads(body(name))["warnings"] == []
+    doubtful = replace(TALK, segments=(TALK.segments[0], replace(TALK.segments[2], lapse="loop")))
+    told = json.loads(FORMATS[name](doubtful, Shape("voxtral")).body)
+    (warning,) = told["warnings"]
+    assert (warning["code"], warning["start"], warning["end"]) == ("loop", 61, 3661.002)
+    assert "words may be missing" in warning["message"]
+    assert told.get("finish_reason", "length") == "length"

@@ -42,6 +42,10 @@ def test_a_taken_port_is_said_in_one_line() -> None:
         ({"VOXTRAL_MODEL_ID": "not a repository!"}, ["VOXTRAL_MODEL_ID", "neither a folder nor a repository"]),
         ({"VOXTRAL_MODEL_ID": str(ROOT / "docs")}, ["lacks", "tekken.json"]),
         ({"PORT": "eleven"}, ["PORT=eleven"]),
+        (
+            {"VOXTRAL_MODEL_ID": str(ROOT / "demo_model"), "VOXTRAL_REPLACEMENTS": "pyproject.toml"},
+            ["line 1", "columns"],
+        ),
         ({"MAX_AUDIO_SIZE_MB": "-1"}, ["MAX_AUDIO_SIZE_MB=-1"]),
     ],
 )

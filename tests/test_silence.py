@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,13 +15,6 @@ from tests.speech import SAMPLE_RATE, assert_heard, clip, clips_of, wav
 from tests.test_voice_activity import sounds
 
 URL = "/v1/audio/transcriptions"
-
-
-@pytest.fixture(scope="module")
-def deaf() -> Iterator[Server]:
-    """A server that does not look for speech."""
-    with Server("--demo", VOXTRAL_VAD="off") as running:
-        yield running
 
 
 def post(server: Server, data: bytes, **fields: Any) -> httpx.Response:
@@ -140,17 +132,17 @@ def test_a_parameter_out_of_bounds_is_refused_by_name(server: Server, name: str,
     assert (error["code"], error["param"]) == ("invalid_value", f"chunking_strategy.{name}")
 
 
-def test_without_detection_the_whole_recording_is_heard(deaf: Server) -> None:
+def test_without_detection_the_whole_recording_is_heard(unusual_server: Server) -> None:
     spoken = clip("voice_en-us")
     samples = np.concatenate([spoken.samples(), pause(12)])
-    before = metric(deaf, 'voxtral_tokens_total{kind="audio"}')
-    assert_heard(spoken.words, verbose(deaf, samples)["text"])
-    assert metric(deaf, 'voxtral_tokens_total{kind="audio"}') == before + 2 * 375
-    assert metric(deaf, "voxtral_silence_seconds_total") == 0
+    before = metric(unusual_server, 'voxtral_tokens_total{kind="audio"}')
+    assert_heard(spoken.words, verbose(unusual_server, samples)["text"])
+    assert metric(unusual_server, 'voxtral_tokens_total{kind="audio"}') == before + 2 * 375
+    assert metric(unusual_server, "voxtral_silence_seconds_total") == 0
 
 
-def test_without_detection_its_parameters_are_refused_and_auto_is_not(deaf: Server) -> None:
+def test_without_detection_its_parameters_are_refused_and_auto_is_not(unusual_server: Server) -> None:
     data = clip("short_0").data
-    error = post(deaf, data, **{"chunking_strategy[type]": "server_vad"}).json()["error"]
+    error = post(unusual_server, data, **{"chunking_strategy[type]": "server_vad"}).json()["error"]
     assert (error["code"], error["param"]) == ("unsupported_value", "chunking_strategy")
-    assert post(deaf, data, chunking_strategy="auto").json()["text"]
+    assert post(unusual_server, data, chunking_strategy="auto").json()["text"]

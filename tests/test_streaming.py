@@ -20,7 +20,7 @@ RESULT = Transcript("grüße", "de", (), Usage(5, 375, 3, 1500))
 async def events() -> AsyncGenerator[Event]:
     yield TextDelta("grü", (TextToken(7, "grü".encode(), -0.5),))
     yield TextDelta("ße")
-    yield SegmentDone(Segment(0, 1500, "grüße", (), 0.0, 0.0, Usage(), False))
+    yield SegmentDone(Segment(0, 1500, "grüße", (), 0.0, 0.0, Usage()))
     yield Finished(RESULT)
 
 

@@ -1,0 +1,155 @@
+"""One chunk of audio to its events. Where the model fails on it, it is decoded again.
+
+A decoding has failed when it looped, or wrote more tokens than its audio can need. Then the audio is heard again in
+halves, and a half that fails in halves of its own, down to some seconds; what fails there too, with temperature. What
+fails to the end is kept as far as it is no repetition, and the segment says so. Of a decoding that failed some text may
+have left already; it stays, and the new text goes on behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from audio_processor import SAMPLE_RATE
+from chunk_text import ChunkText, joined
+from chunking import Chunk, halves
+from engine.core import Job, JobDone
+from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
+
+if TYPE_CHECKING:
+    from engine.worker import JobStream, Worker  # brings torch, which takes seconds
+
+log = logging.getLogger("voxtral.decoding")
+
+LEAST_SECONDS = 8  # a shorter piece is not halved
+REASONS = {"loop": "the model repeated itself", "length": "the model wrote more than the audio can hold"}
+TEMPERATURES = (0.2, 0.4, 0.8)  # that such a piece is tried with, where no higher one was asked for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What all chunks of a recording are asked."""
+
+    worker: Worker
+    owner: Hashable  # whose turn in the batch they share
+    job: Job  # without its audio; `max_tokens` is the client's cap for a chunk
+    token_cap: Callable[[float], int]  # most tokens that so many seconds of audio can need
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What one decoding of one piece came to; its tokens without the repeats of a loop."""
+
+    tokens: tuple[TextToken, ...]
+    temperature: float
+    done: JobDone
+    failed: bool
+
+    @property
+    def lapse(self) -> Lapse | None:
+        return None if self.done.reason == "stop" else self.done.reason
+
+
+class ChunkDecoding:
+    """One chunk at work, which waits for its place in the batch from the beginning. Iterate `events()` once."""
+
+    def __init__(self, asked: Asked, chunk: Chunk) -> None:
+        """Raises PromptTooLong, EngineStopped."""
+        self.chunk = chunk
+        self._asked = asked
+        self._usage = Usage(audio_ms=chunk.duration_ms)
+        self._decodings = 0
+        self._stream = self._submit(chunk.samples, asked.job.sampling.temperature)
+
+    def cancel(self) -> None:
+        self._stream.cancel()
+
+    async def events(self, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
+        """Deltas as they are decoded, then the segment. `separate`: text stands before, put a space.
+
+        Raises EngineError.
+        """
+        text = ChunkText(separate)
+        async for token in self._tokens():
+            if delta := text.add(token):
+                yield delta
+        kept = [self._heard(text)]
+        if kept[0].failed:
+            log.warning("%s: %s; it is heard again in pieces", self._place, REASONS[kept[0].done.reason])
+            kept = await self._hear_again(self.chunk.samples, kept[0])
+            await asyncio.to_thread(text.go_on_as, joined([heard.tokens for heard in kept]))
+        too_long = text.cut(self._asked.job.max_tokens)
+        if delta := text.finish():
+            yield delta
+        lapses = [heard.lapse for heard in kept if heard.lapse]
+        yield SegmentDone(self._segment(text, kept, "length" if too_long else next(iter(lapses), None)))
+
+    async def _hear_again(self, samples: np.ndarray, failed: _Heard) -> list[_Heard]:
+        """What is heard in the pieces of audio that failed as a whole."""
+        if len(samples) >= LEAST_SECONDS * SAMPLE_RATE:
+            return [heard for half in halves(samples) for heard in await self._hear(half)]
+        for temperature in TEMPERATURES:
+            heard = await self._decode(samples, max(temperature, failed.temperature))
+            if not heard.failed:
+                return [heard]
+        log.warning("%s: %s at every temperature; words may be missing", self._place, REASONS[failed.done.reason])
+        return [failed]
+
+    async def _hear(self, samples: np.ndarray) -> list[_Heard]:
+        heard = await self._decode(samples, self._asked.job.sampling.temperature)
+        return await self._hear_again(samples, heard) if heard.failed else [heard]
+
+    async def _decode(self, samples: np.ndarray, temperature: float) -> _Heard:
+        self._stream = self._submit(samples, temperature)
+        text = ChunkText(separate=False)
+        async for token in self._tokens():
+            text.add(token)
+        return self._heard(text)
+
+    def _submit(self, samples: np.ndarray, temperature: float) -> JobStream:
+        # Each decoding draws its own random numbers: the same ones would make the same choices in every chunk. Where
+        # nothing was to be drawn, a text that is drawn after all shall be the same each time.
+        sampling = self._asked.job.sampling
+        if sampling.seed is not None or sampling.temperature == 0:
+            sampling = replace(sampling, seed=(sampling.seed or 0) + self.chunk.start + self._decodings)
+        self._decodings += 1
+        job = replace(
+            self._asked.job,
+            audio=(samples,),
+            max_tokens=min(self._asked.job.max_tokens, self._asked.token_cap(len(samples) / SAMPLE_RATE)),
+            sampling=replace(sampling, temperature=temperature),
+        )
+        return self._asked.worker.submit(job, self._asked.owner)
+
+    async def _tokens(self) -> AsyncGenerator[TextToken]:
+        token_bytes = self._asked.worker.backend.tokenizer.token_bytes
+        async for token in self._stream:
+            yield TextToken(token.id, token_bytes(token.id), token.logprob)
+
+    def _heard(self, text: ChunkText) -> _Heard:
+        done, job = self._stream.done, self._stream.job
+        assert done is not None
+        self._usage += Usage(done.text_tokens, done.audio_tokens, done.output_tokens)
+        # A cap that the client set, below that of the audio, is no failure.
+        failed = done.reason == "loop" or (done.reason == "length" and job.max_tokens < self._asked.job.max_tokens)
+        tokens = text.tokens[: text.sound] if failed else text.tokens
+        return _Heard(tuple(tokens), job.sampling.temperature, done, failed)
+
+    def _segment(self, text: ChunkText, kept: list[_Heard], lapse: Lapse | None) -> Segment:
+        start_ms, end_ms = self.chunk.speech_ms()
+        return Segment(
+            start_ms, end_ms, text.text, tuple(text.tokens),
+            no_speech_prob=min(heard.done.no_speech_prob for heard in kept),
+            temperature=max(heard.temperature for heard in kept),
+            usage=self._usage, lapse=lapse,
+        )  # fmt: skip
+
+    @property
+    def _place(self) -> str:
+        return f"chunk {self.chunk.index}, {self.chunk.start / SAMPLE_RATE:.1f} s into the audio"

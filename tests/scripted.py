@@ -1,0 +1,79 @@
+"""A backend that writes what a script says of each job, for the real worker, and audio that such a script can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+import torch
+
+from config import DEMO_MODEL
+from engine.core import Job
+from engine.tokenizer import VoxtralTokenizer
+from tests.speech import SAMPLE_RATE
+
+LOGIT = 12.0  # of the scripted token; all others have 0
+WORDS = (
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike oscar papa quebec romeo sierra "
+    "tango uniform victor whiskey yankee zulu monday tuesday wednesday thursday friday saturday sunday january "
+    "february march april august september october november december red orange yellow green blue purple black white "
+    "brown silver river mountain garden window music paper table doctor morning evening open close send call play stop"
+).split()  # each is one token of the demo model
+
+
+def spoken(count: int) -> np.ndarray:
+    """Samples of the first `count` WORDS: 0.7 s of a level that names the word, then 0.3 s of silence."""
+    levels = np.repeat((np.arange(count) + 1) / 100, SAMPLE_RATE).astype(np.float32).reshape(count, SAMPLE_RATE)
+    levels[:, int(0.7 * SAMPLE_RATE) :] = 0
+    return levels.ravel()
+
+
+def words_in(samples: np.ndarray) -> list[str]:
+    """The WORDS whose level is there for half a second or more."""
+    numbers, counts = np.unique(np.round(samples * 100).astype(int), return_counts=True)
+    return [WORDS[n - 1] for n, c in zip(numbers, counts, strict=True) if n and c >= SAMPLE_RATE // 2]
+
+
+@cache
+def tokenizer() -> VoxtralTokenizer:
+    return VoxtralTokenizer(DEMO_MODEL)
+
+
+class ScriptedBackend:
+    def __init__(self, script: Callable[[Job], str], rows: int = 4) -> None:
+        self.tokenizer = tokenizer()
+        self.rows, self.context_length, self.memory_bytes = rows, 8192, 0
+        self.description = self.device = "script"
+        self.jobs: list[Job] = []
+        self._script = script
+        self._texts: dict[int, Iterator[int]] = {}  # by row
+
+    def audio_tokens(self, samples: int) -> int:
+        return 375
+
+    def prefill(self, job: Job, row: int) -> torch.Tensor:
+        self.jobs.append(job)
+        text = self._script(job)
+        tokens = self.tokenizer._tekken.encode(f" {text}" if text else "", bos=False, eos=False)
+        self._texts[row] = iter([*tokens, self.tokenizer.end_of_text])
+        return self._logits([next(self._texts[row])])
+
+    def decode(self, tokens: list[int]) -> torch.Tensor:
+        return self._logits([next(self._texts[row]) for row in range(len(tokens))])
+
+    def _logits(self, tokens: list[int]) -> torch.Tensor:
+        logits = torch.zeros(len(tokens), self.tokenizer.vocabulary_size)
+        logits[torch.arange(len(tokens)), torch.tensor(tokens)] = LOGIT
+        return logits
+
+    def move_row(self, source: int, target: int) -> None:
+        self._texts[target] = self._texts[source]
+
+    def release_memory(self) -> None:
+        self._texts.clear()
+
+    def free_memory(self) -> int:
+        return 2**40
+
+    def close(self) -> None: ...

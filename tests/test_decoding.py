@@ -1,0 +1,178 @@
+"""Chunks that the model fails on, through the real worker: what is decoded again, what is kept, and what is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chunking import Chunk
+from config import Settings
+from decoding import LEAST_SECONDS, TEMPERATURES, Asked, ChunkDecoding
+from engine.core import Job, Sampling
+from engine.loops import FAR_SUSPECT
+from engine.worker import Worker
+from tests.scripted import WORDS, ScriptedBackend, spoken, words_in
+from tests.speech import SAMPLE_RATE, word_errors
+from transcript import Segment, TextDelta
+
+Script = Callable[[Job], str]
+ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Told:
+    deltas: list[TextDelta]
+    segment: Segment
+    jobs: list[Job]
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+
+def tell(script: Script, seconds: int = 60, separate: bool = False, **asked: object) -> Told:
+    """The events of a chunk in which the first `seconds` WORDS are spoken."""
+    backend = ScriptedBackend(script)
+    worker = Worker(backend)
+    prompt = backend.tokenizer.transcription_prompt("en")
+    job = replace(Job(prompt, (), backend.context_length, Sampling(), loops_end=True), **asked)
+
+    async def events() -> Told:
+        decoding = ChunkDecoding(Asked(worker, "test", job, Settings().token_cap), Chunk(0, 0, spoken(seconds)))
+        *deltas, done = [event async for event in decoding.events(separate)]
+        return Told(deltas, done.segment, backend.jobs)
+
+    try:
+        told = asyncio.run(events())
+    finally:
+        worker.close()
+    assert told.text.removeprefix(" " if separate else "") == told.segment.text
+    assert [token for delta in told.deltas for token in delta.tokens] == list(told.segment.tokens)
+    return told
+
+
+def seconds_of(job: Job) -> float:
+    return len(job.audio[0]) / SAMPLE_RATE
+
+
+def loops(job: Job, after: int = 3, phrase: int = 2) -> str:
+    """The words of the audio up to some, of which the last are said again and again."""
+    words = words_in(job.audio[0])
+    return " ".join([*words[:after], *words[max(after - phrase, 0) : after] * ROUNDS])
+
+
+def longer_than(seconds: float, failing: Script) -> Script:
+    """A model that fails on longer audio, and hears every word of shorter."""
+    return lambda job: failing(job) if seconds_of(job) > seconds else " ".join(words_in(job.audio[0]))
+
+
+def test_a_chunk_that_goes_well_is_decoded_once() -> None:
+    told = tell(longer_than(90, loops), separate=True)
+    assert told.text == " " + " ".join(WORDS[:60])
+    assert len(told.jobs) == 1
+    assert (told.segment.lapse, told.segment.temperature) == (None, 0)
+    assert -0.02 < told.segment.avg_logprob < 0
+
+
+def test_a_chunk_that_loops_is_decoded_again_in_halves_cut_in_pauses() -> None:
+    told = tell(longer_than(40, loops))
+    assert told.text == " ".join(WORDS[:60])
+    whole, first, second = told.jobs
+    assert seconds_of(first) + seconds_of(second) == seconds_of(whole) == 60
+    assert not first.audio[0][-int(0.1 * SAMPLE_RATE) :].any()
+    assert not second.audio[0][: int(0.1 * SAMPLE_RATE)].any()
+    assert (told.segment.lapse, told.segment.temperature) == (None, 0)
+    assert told.segment.usage.audio_ms == 60_000
+    assert told.segment.usage.audio_tokens == 3 * 375
+    assert told.segment.compression_ratio < 2
+
+
+def test_halves_that_fail_are_halved_again_and_the_others_are_not() -> None:
+    def fails_on_the_first_minute(job: Job) -> str:
+        return loops(job) if WORDS[0] in words_in(job.audio[0]) and seconds_of(job) > 16 else clean(job)
+
+    clean = longer_than(90, loops)
+    told = tell(fails_on_the_first_minute)
+    assert told.text == " ".join(WORDS[:60])
+    assert [round(seconds_of(job) / 10) for job in told.jobs[:2]] == [6, 3]
+    assert len(told.jobs) == 5  # 60, 30, 15 + 15, 30
+
+
+def test_a_text_longer_than_its_audio_can_hold_is_a_failure_too() -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+
+    def babbles(job: Job) -> str:
+        return " ".join(f"{a}{b}{c}" for a in letters for b in letters for c in letters[:3])
+
+    told = tell(longer_than(10, babbles), seconds=14)
+    assert len(told.jobs) == 3
+    assert told.jobs[0].max_tokens == Settings().token_cap(14)
+    assert told.text.endswith(" ".join(WORDS[4:14]))
+
+
+def test_what_fails_in_short_pieces_too_is_drawn_with_temperature() -> None:
+    def fails_unless_hot(job: Job) -> str:
+        return clean(job) if job.sampling.temperature >= TEMPERATURES[1] else loops(job)
+
+    clean = longer_than(90, loops)
+    told = tell(fails_unless_hot, seconds=6)
+    assert told.text == " ".join(WORDS[:6])
+    assert [job.sampling.temperature for job in told.jobs] == [0, *TEMPERATURES[:2]]
+    assert len({job.sampling.seed for job in told.jobs}) == 3
+    assert (told.segment.temperature, told.segment.lapse) == (TEMPERATURES[1], None)
+
+
+def test_what_still_fails_is_cut_to_what_is_no_repeat_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    def fails_on_juliet(job: Job) -> str:
+        return loops(job) if "juliet" in words_in(job.audio[0]) else " ".join(words_in(job.audio[0]))
+
+    with caplog.at_level(logging.WARNING):
+        told = tell(fails_on_juliet, seconds=24)
+    assert told.segment.lapse == "loop"
+    assert "words may be missing" in caplog.text
+    assert set(WORDS[12:24]) <= set(told.text.split())  # the pieces around it are whole
+    assert all(told.text.split().count(word) <= 2 for word in WORDS)
+    assert told.segment.compression_ratio < 2
+    assert all(seconds_of(job) >= LEAST_SECONDS / 4 for job in told.jobs)
+
+
+def test_the_cap_of_a_client_is_no_failure_and_holds_for_all_pieces_together() -> None:
+    told = tell(longer_than(90, loops), max_tokens=10)
+    assert (told.text.split(), told.segment.lapse, len(told.jobs)) == (list(WORDS[:10]), "length", 1)
+    told = tell(longer_than(40, loops), max_tokens=45)
+    assert (told.text.split(), told.segment.lapse, len(told.jobs)) == (list(WORDS[:45]), "length", 3)
+
+
+def test_a_loop_that_was_asked_for_is_left_alone() -> None:
+    told = tell(longer_than(0, loops), seconds=60, loops_end=False)
+    assert len(told.jobs) == 1
+    assert len(told.segment.tokens) == 3 + 2 * ROUNDS
+
+
+def test_a_word_that_is_said_again_and_again_is_told_as_often() -> None:
+    for times in (2, 8, 20):
+        told = tell(lambda job, times=times: "no " * times + "I said no", seconds=30)
+        assert (told.text.split().count("no"), told.segment.lapse, len(told.jobs)) == (times + 1, None, 1)
+
+
+@settings(max_examples=10)
+@given(
+    seconds=st.integers(20, len(WORDS)),
+    most=st.integers(9, 40),
+    after=st.integers(1, 25),
+    phrase=st.integers(1, 20),
+)
+def test_whatever_loops_in_long_audio_every_word_is_told_and_repeats_do_not_leave(
+    seconds: int, most: int, after: int, phrase: int
+) -> None:
+    told = tell(longer_than(most, lambda job: loops(job, after, phrase)), seconds=seconds)
+    expected = " ".join(WORDS[:seconds])
+    assert word_errors(expected, told.text) < FAR_SUSPECT
+    assert set(expected.split()) <= set(told.text.split())
+    assert told.segment.lapse is None

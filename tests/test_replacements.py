@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import base64
+import json
+import unicodedata
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config import ConfigError
+from replacements import Replacements, Replacer, read_replacements, replaced
+from tests.serving import Server
+from tests.speech import clip
+from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage
+
+ENTRIES = {
+    "lot ee": "Lotti", "lot": "lots", "new york": "NYC", "new york city": "New York City", "gonna": "going to",
+    "straße": "street", "i phone": "iPhone", "c plus plus": "C++", "lotti": "never", "कि": "ki", "e. g.": "for example",
+}  # fmt: skip
+
+
+def made(entries: dict[str, str]) -> Replacements:
+    replacements = Replacements()
+    for heard, written in entries.items():
+        replacements.add(heard, written)
+    return replacements
+
+
+@pytest.mark.parametrize(
+    ("heard", "written"),
+    [
+        ("the lot ee app", "the Lotti app"),
+        ("a lot of it", "a lots of it"),
+        ("the lottery, a slot, lots", "the lottery, a slot, lots"),
+        ("new york city and New York.", "New York City and NYC."),
+        ("new  york\ncity", "New York City"),
+        ("Gonna go, GONNA go, gonna go", "Going to go, Going to go, going to go"),
+        ("I phone you, i phone", "iPhone you, iPhone"),
+        ("STRASSE Straße strasse", "Street Street street"),
+        ("so e. g. this", "so for example this"),
+        ("कि किताब", "ki किताब"),
+        ("lot ee's lot-ee", "Lotti's lots-ee"),
+        ("new york cityscape", "NYC cityscape"),
+        ("lot e", "lots e"),
+        ("", ""),
+    ],
+)
+def test_words_are_written_as_the_file_says(heard: str, written: str) -> None:
+    assert made(ENTRIES).apply(heard) == written
+
+
+PIECES = st.lists(
+    st.sampled_from([*"lote wyrkcia.'\nI", "lot ee", "new york", " city", "gonna", "straß", "e", " ", "कि"])
+    | st.text(max_size=3),
+    max_size=25,
+)
+
+
+@given(pieces=PIECES)
+def test_a_text_in_any_pieces_is_written_as_the_whole(pieces: list[str]) -> None:
+    replacements = made(ENTRIES)
+    replacer = Replacer(replacements)
+    assert "".join([*map(replacer.add, pieces), replacer.finish()]) == replacements.apply("".join(pieces))
+
+
+@given(text=st.text(), words=st.lists(st.text("abc", min_size=1, max_size=3), max_size=5))
+def test_a_text_without_the_words_of_the_file_is_left_as_it_is(text: str, words: list[str]) -> None:
+    if not any(word in text.casefold() for word in words):
+        assert made(dict.fromkeys(set(words), "never")).apply(text) == text
+
+
+@given(words=st.lists(st.sampled_from(["new", "york", "city", "lot", "ee", "yorks"]), max_size=12))
+def test_at_each_word_the_longest_entry_wins_and_what_was_written_is_not_read_again(words: list[str]) -> None:
+    """Against the same rule in terms of words."""
+    entries = {tuple(heard.split()): written for heard, written in ENTRIES.items()}
+    expected, at = [], 0
+    while at < len(words):
+        length = max((n for n in (1, 2, 3) if tuple(words[at : at + n]) in entries), default=0)
+        expected.append(entries[tuple(words[at : at + length])] if length else words[at])
+        at += max(length, 1)
+    assert made(ENTRIES).apply(" ".join(words)) == " ".join(expected)
+
+
+def test_only_what_may_begin_an_entry_is_held_back() -> None:
+    replacer = Replacer(made(ENTRIES))
+    steps = ["we", " ha", "ve ", "new", " shoes", " from new", " york ", "today", " lot"]
+    assert [replacer.add(step) for step in steps] == [
+        "we", " ha", "ve ", "", "new shoes", " from ", "", "NYC today", " ",
+    ]  # fmt: skip
+    assert replacer.finish() == "lots"
+
+
+@pytest.mark.anyio
+async def test_deltas_and_segments_tell_the_same_and_no_token_is_lost() -> None:
+    tokens = [TextToken(i, piece.encode(), -0.1) for i, piece in enumerate(["we", " use", " lot", " ee", " a", " lot"])]
+    segment = Segment(0, 1000, "we use lot ee a lot", tuple(tokens), 0.0, 0.0, Usage())
+
+    async def events() -> AsyncGenerator[TextDelta | SegmentDone]:
+        for token in tokens:
+            yield TextDelta(token.text, (token,))
+        yield SegmentDone(segment)
+
+    *deltas, done = [event async for event in replaced(events(), made(ENTRIES))]
+    assert "".join(delta.text for delta in deltas) == done.segment.text == "we use Lotti a lots"
+    assert [token for delta in deltas for token in delta.tokens] == tokens
+    assert done.segment.tokens == tuple(tokens)
+
+
+def test_a_file_has_two_columns_quotes_where_needed_and_any_empty_lines(tmp_path: Path) -> None:
+    file = tmp_path / "words.csv"
+    file.write_text('\ufefflot ee,Lotti\n\n"e, g", "for ""example"""\r\nnaïve,naive\n', encoding="utf-8")
+    replacements = read_replacements(file)
+    assert replacements.apply("Lot Ee, e, g naïve") == 'Lotti, for "example" naive'
+    assert replacements.apply(unicodedata.normalize("NFD", "naïve")) == "naive"
+
+
+def test_every_format_and_every_stream_is_written_so(unusual_server: Server) -> None:
+    spoken, written = clip("voice_en-gb+f3"), "six PK-2 morning my Fenster open echo green"
+    url, files = "/v1/audio/transcriptions", {"file": spoken.data}
+
+    def post(**fields: str) -> httpx.Response:
+        return unusual_server.client.post(url, files=files, data={"model": "whisper-1", "language": "en", **fields})
+
+    verbose = post(response_format="verbose_json").json()
+    assert verbose["text"] == post().json()["text"] == written
+    assert " ".join(segment["text"].strip() for segment in verbose["segments"]) == written
+    for response_format in ("text", "srt", "vtt"):
+        assert {"PK-2", "Fenster"} < set(post(response_format=response_format).text.split())
+    *deltas, done = events(post(stream="true"))
+    assert "".join(delta["delta"] for delta in deltas) == done["text"] == written
+    body = {"model": "whisper-1", "audio": base64.b64encode(spoken.data).decode(), "language": "en", "stream": True}
+    body["messages"] = [{"role": "user", "content": "Transcribe this audio."}]
+    chunks = events(unusual_server.client.post("/v1/chat/completions", json=body))
+    assert "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"]) == written
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(event) for event in data if event != "[DONE]"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "problem"),
+    [
+        ("a,b\nc\n", 2, "1 columns"),
+        ("a,b\n\nc,d,e\n", 3, "3 columns"),
+        ("a,b\nc,\n", 2, "must be given"),
+        ("a,b\n ,c\n", 2, "must be given"),
+        ('a,"b\n', 1, "unexpected end"),
+        ("New York,b\nx,y\nnew  york,c\n", 3, "is there already"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, content: str, line: int, problem: str) -> None:
+    file = tmp_path / "words.csv"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=rf"VOXTRAL_REPLACEMENTS=.*, line {line}: .*{problem}"):
+        read_replacements(file)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe,x\n"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "words.csv"
+    if content:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_replacements(file)
