@@ -8,4 +8,6 @@ prepare_environment .venv/litellm requirements-litellm.txt
 prepare_node tests/clients/node
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+# Two files at a time, each with one thread for the model: threads that share a core wait for each other.
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"

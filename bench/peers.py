@@ -127,7 +127,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="whisper-1", help="the name that servers know the model by")
     parser.add_argument("--requests", type=numbers, default=(1, 4, 16), help="at once; several with commas between")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--noise", type=float, help="seconds of noise in place of the clips: for random weights")
+    parser.add_argument(
+        "--noise", type=float, help="seconds of noise in place of the clips, for random weights and VOXTRAL_VAD=off"
+    )
     parser.add_argument("--tokens", type=int, help="tokens to decode at most; random weights decode so many")
     return parser
 

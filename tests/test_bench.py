@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ def rows(printed: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[2:]]
 
 
-def test_throughput_compares_peers_on_the_same_files(server: Server) -> None:
+def test_throughput_compares_peers_on_the_same_files(server: Server, tmp_path: Path) -> None:
     other = server.url.replace("127.0.0.1", "localhost")
     args = arguments("throughput").parse_args([server.url, other, "--requests", "1,3", "--rounds", "1"])
+    args.plot = tmp_path / "curves.svg"
     measured = rows(asyncio.run(throughput.measure(args)))
     assert [row[0] for row in measured] == ["1", "1", "3", "3"]
+    assert "times real time" in args.plot.read_text()
     assert all(float(row[3]) > 0 for row in measured)
     assert [float(row[4]) for row in measured if row[1] in server.url] == [1, 1]
 
@@ -38,6 +41,7 @@ def test_latency_has_the_crowd_and_the_long_file(server: Server) -> None:
 
 def test_a_refused_request_ends_the_bench_and_says_why(server: Server) -> None:
     args = arguments("throughput").parse_args([server.url, "--model", "nothing", "--rounds", "1"])
+    args.plot = None
     with pytest.raises(RuntimeError, match="model_not_found"):
         asyncio.run(throughput.measure(args))
 

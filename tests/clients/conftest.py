@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--write-client-table", False):
+        if config.getoption("numprocesses"):
+            raise pytest.UsageError("--write-client-table counts in one process: add --numprocesses 0")
         config.pluginmanager.register(TableWriter())
 
 
