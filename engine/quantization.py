@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from engine import onednn_weights
 
-QUANTIZED_ROWS = 256  # output channels that are quantized at a time: what that takes stays in the CPU's cache
+QUANTIZED_ROWS = 64  # output channels that are quantized at a time: what that takes stays in the CPU's cache
 UNPACKED_ROWS = 4096  # output channels that are unpacked at a time, which bounds what that takes beside the result
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
 FEW_ROWS = 24  # up to here ATen's 4-bit kernel beats unpacking
@@ -103,7 +103,7 @@ def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 class Int4Linear(QuantizedLinear):
     def pack(self, weight: torch.Tensor) -> None:
-        parts = [_to_int4(rows) for rows in weight.split(UNPACKED_ROWS)]
+        parts = [_to_int4(rows) for rows in weight.split(QUANTIZED_ROWS)]
         packed = torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1) for levels, _ in parts])
         self.register_buffer("packed", packed, persistent=False)
         groups = torch.cat([scales for _, scales in parts], 1)  # (groups, out_features, 2)
