@@ -73,7 +73,9 @@ class Settings(BaseModel):
     memory_reserve_gb: float = Field(
         0.25, ge=0, description="Free memory, in 10^9 bytes, below which a model that nobody uses is unloaded."
     )
-    max_batch_size: int = Field(8, ge=1, le=512, description="Chunks of audio that are decoded together.")
+    max_batch_size: int = Field(
+        0, ge=0, le=512, description="Chunks of audio that are decoded together. 0: 8; on a GPU 64, or as many as fit."
+    )
     max_concurrent_requests: int = Field(
         64, ge=1, le=10_000, description="Requests at work or waiting at once; one more is answered 429."
     )

@@ -157,7 +157,7 @@ class Transcription:
         metrics.silence_seconds.inc(max(usage.audio_ms - heard_ms, 0) / 1000)
 
     async def _events(self, worker: Worker) -> AsyncGenerator[Event]:
-        ready: asyncio.Queue[ChunkDecoding | Exception | None] = asyncio.Queue(maxsize=worker.backend.rows)
+        ready: asyncio.Queue[ChunkDecoding | Exception | None] = asyncio.Queue(maxsize=worker.backend.limits.rows)
         self._producer = asyncio.create_task(self._submit_chunks(await self._asked(worker), ready))
         segments: list[Segment] = []
         text = ""

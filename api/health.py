@@ -36,7 +36,7 @@ async def health(request: Request) -> dict[str, Any]:
         "requests": service.admission.active,
         "chunks_running": worker.running if worker else 0,
         "chunks_waiting": worker.waiting if worker else 0,
-        "batch_size": service.settings.max_batch_size,
+        "batch_size": worker.backend.limits.rows if worker else service.settings.max_batch_size,
         "memory_bytes": process_memory(),
     }
 

@@ -35,8 +35,8 @@ def logits(backend: Backend, told: list[int]) -> torch.Tensor:
     """(steps, vocabulary), float32: after the prompt, and after each token that the model is told."""
     samples, _ = sf.read(io.BytesIO(noise(30, seed=1)), dtype="float32")
     job = Job(backend.tokenizer.transcription_prompt("en"), (samples,), len(told) + 1, Sampling())
-    rows = [backend.prefill(job, 0), *(backend.decode([token]) for token in told)]
-    return torch.cat(rows).float().cpu()
+    rows = [backend.prefill([job], 0).float().cpu(), *(backend.decode([token]).float().cpu() for token in told)]
+    return torch.cat(rows)
 
 
 def measure(folder: Path, kinds: list[str], steps: int) -> str:

@@ -49,7 +49,7 @@ def microseconds(work: Callable[[], object], rounds: int) -> float:
 def step_microseconds(backend: Backend, rounds: int) -> float:
     """A decode step after five seconds of silence, as long a context as any chunk has at least."""
     job = Job(backend.tokenizer.transcription_prompt("en"), (np.zeros(80_000, np.float32),), rounds + 1, Sampling())
-    backend.prefill(job, 0)
+    backend.prefill([job], 0)
     return microseconds(lambda: backend.decode([1000]), rounds)
 
 

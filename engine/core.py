@@ -56,6 +56,11 @@ class Sampling:
     min_tokens: int = 0  # before which the text may not end
     top_logprobs: int = 0  # likeliest tokens that are told beside the chosen one
 
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        return self == Sampling(top_p=self.top_p, top_k=self.top_k, min_p=self.min_p, seed=self.seed)
+
 
 @dataclass(frozen=True)
 class Prompt:

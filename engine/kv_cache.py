@@ -1,7 +1,7 @@
-"""Keys and values of all running jobs, one row for each, in tensors that transformers' attention reads in place.
+"""Keys and values of all running jobs, one slot for each, in tensors that transformers' attention reads in place.
 
 transformers' decoder layers call `update(keys, values, layer)` and attend to what it returns. A prefill writes the
-prompt into one row; a decode step writes one position into each of the first n rows.
+prompts of some rows; a decode step writes one position into each of the first n rows.
 """
 
 from __future__ import annotations
@@ -9,58 +9,114 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig
 
-GROWTH = 256  # positions that the cache grows by at least, so that it is not copied at every step
+from engine.scheduler import Size
+
+GROWTH = 256  # positions that slots grow by at least, so that they are not copied at every step
+BLOCK = 64  # positions; usual slots have a multiple of it, because attention kernels read aligned masks
 
 
 class KVCache:
-    """`capacity` positions for up to `rows` jobs. `lengths` (rows,) says how many positions of a row are filled."""
+    """Slots that grow with what is written into them.
+
+    `keys` and `values`: one tensor (slots, key_value_heads, capacity, head_dim) for each layer. `lengths` (rows,): how
+    many positions of a row are filled.
+    """
 
     def __init__(self, config: LlamaConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._layers = config.num_hidden_layers
         self._shape = (rows, config.num_key_value_heads, 0, config.head_dim)
-        self._dtype, self._device = dtype, device
         self.lengths = torch.zeros(rows, dtype=torch.long)
-        self.release()
+        self.keys = [torch.empty(self._shape, dtype=dtype, device=device)] * config.num_hidden_layers
+        self.values = list(self.keys)
 
-    def release(self) -> None:
-        """Give the memory back; all rows are empty after it."""
-        empty = torch.empty(self._shape, dtype=self._dtype, device=self._device)
-        self.keys = [empty for _ in range(self._layers)]  # each (rows, key_value_heads, capacity, head_dim)
-        self.values = [empty for _ in range(self._layers)]
-        self.lengths.zero_()
+    @property
+    def slots(self) -> int:
+        return self.keys[0].shape[0]
 
     @property
     def capacity(self) -> int:
         return self.keys[0].shape[2]
 
-    def reserve(self, positions: int) -> None:
-        """Make room for `positions` in every row, keeping what is there."""
+    def release(self) -> None:
+        """Give back the memory that only running jobs need; none runs."""
+        self.keys = [self.keys[0].new_empty(self._shape)] * len(self.keys)
+        self.values = list(self.keys)
+
+    def begin(self, row: int, sizes: list[Size]) -> None:
+        """Make room for the prompts of new jobs in `row` and those after it; those before it run."""
+        self.reserve(max(size.prompt for size in sizes), row)
+
+    def reserve(self, positions: int, rows: int) -> None:
+        """Make room for `positions` in every slot, keeping what the first `rows` hold."""
         if positions <= self.capacity:
             return
+        slots, heads, _, dim = self._shape
         grown = max(positions, self.capacity + GROWTH)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                rows, heads, capacity, dim = old.shape
-                new = old.new_zeros((rows, heads, grown, dim))
-                new[:, :, :capacity] = old
+                new = old.new_zeros((slots, heads, grown, dim))
+                new[:rows, :, : old.shape[2]] = old[:rows]
                 tensors[layer] = new
+
+    def advance(self, rows: int) -> None:
+        """A step has written a position of the first `rows`."""
+        self.lengths[:rows] += 1
 
     def move_row(self, source: int, target: int) -> None:
         filled = int(self.lengths[source])
-        for tensors in (self.keys, self.values):
-            for tensor in tensors:
-                tensor[target, :, :filled] = tensor[source, :, :filled]
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :filled] = tensor[source, :, :filled]
         self.lengths[target] = filled
 
-    def prefill_view(self, row: int) -> PrefillView:
-        return PrefillView(self, row)
 
-    def decode_view(self, rows: int) -> DecodeView:
-        return DecodeView(self, rows)
+class FixedKVCache(KVCache):
+    """Slots in memory that is taken once and stays where it is, as captured graphs need it.
+
+    It holds `positions` for all rows together: a slot for each row as a rule; while a job runs that may come to more,
+    fewer and longer ones. The scheduler admits only jobs that fit.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, rows: int, dtype: torch.dtype, device: torch.device, positions: int
+    ) -> None:
+        super().__init__(config, rows, dtype, device)
+        self._positions, self._most = positions, torch.zeros(rows, dtype=torch.long)
+        size = positions * config.num_key_value_heads * config.head_dim
+        # Zeros: attention multiplies what it masks by 0, which a NaN would survive.
+        self._memory = [torch.zeros(size, dtype=dtype, device=device) for _ in (*self.keys, *self.values)]
+        self._usual = positions // rows // BLOCK * BLOCK
+        self._divide(self._usual, 0)
+
+    def release(self) -> None:
+        """Nothing: graphs know where the memory is."""
+
+    def begin(self, row: int, sizes: list[Size]) -> None:
+        self._most[row : row + len(sizes)] = torch.tensor([size.most for size in sizes])
+        self._divide(max(self._usual, int(self._most[: row + len(sizes)].max())), row)
+
+    def advance(self, rows: int) -> None:
+        """Whatever a job does, it stays in its slot."""
+        self.lengths[:rows] = torch.minimum(self.lengths[:rows] + 1, self._most[:rows] - 1)
+
+    def move_row(self, source: int, target: int) -> None:
+        super().move_row(source, target)
+        self._most[target] = self._most[source]
+
+    def _divide(self, capacity: int, rows: int) -> None:
+        """Slots of `capacity`, the first `rows` of which hold what they held."""
+        if capacity == self.capacity:
+            return
+        _, heads, _, dim = self._shape
+        slots = min(self._positions // capacity, len(self._most))
+        filled = int(self.lengths[:rows].max()) if rows else 0
+        places = [memory[: slots * heads * capacity * dim].view(slots, heads, capacity, dim) for memory in self._memory]
+        spare = torch.empty_like(self.keys[0][:rows, :, :filled])  # first of all: half way, nothing may fail
+        for old, new in zip((*self.keys, *self.values), places, strict=True):
+            new[:rows, :, :filled] = spare.copy_(old[:rows, :, :filled])  # old and new share memory
+        self.keys, self.values = places[: len(self.keys)], places[len(self.keys) :]
 
 
 class PrefillView:
-    """The cache as one prefill sees it: an empty row that takes the whole prompt at once."""
+    """The cache as one prefill sees it: empty rows from `row` on, each of which takes a whole prompt at once."""
 
     def __init__(self, cache: KVCache, row: int) -> None:
         self._cache, self._row = cache, row
@@ -69,35 +125,36 @@ class PrefillView:
         return 0
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values (1, heads, prompt, dim); attention reads them as they came."""
-        length = keys.shape[2]
-        self._cache.keys[layer][self._row, :, :length] = keys[0]
-        self._cache.values[layer][self._row, :, :length] = values[0]
+        """Store keys and values (jobs, heads, longest, dim); attention reads them as they came.
+
+        What is stored beyond a shorter prompt is overwritten, position by position, before anything attends to it.
+        """
+        rows, length = slice(self._row, self._row + len(keys)), keys.shape[2]
+        self._cache.keys[layer][rows, :, :length] = keys
+        self._cache.values[layer][rows, :, :length] = values
         return keys, values
 
 
 class DecodeView:
-    """The cache as one decode step sees it: `rows` jobs of different lengths, one new position each.
+    """The cache as one decode step sees it: a row for each job, of different lengths, with one new position each.
 
-    `mask` (rows, 1, 1, longest) is True where a row may look; `positions` (rows, 1) is where the new token stands.
+    `at` (rows,): where the new token stands. `mask` (rows, 1, 1, length): 0 where a row may look, else -inf.
     """
 
-    def __init__(self, cache: KVCache, rows: int) -> None:
-        self._cache = cache
-        lengths = cache.lengths[:rows]
-        self._longest = int(lengths.max()) + 1
-        self._rows = torch.arange(rows, device=cache.keys[0].device)
-        self._at = lengths.to(self._rows.device)
-        self.positions = self._at[:, None]
-        self.mask = (torch.arange(self._longest, device=self._at.device) <= self.positions)[:, None, None, :]
+    def __init__(self, cache: KVCache, at: torch.Tensor, length: int) -> None:
+        self._cache, self._at, self._length = cache, at, length
+        self._rows = torch.arange(len(at), device=at.device)
+        unseen = torch.arange(length, device=at.device) > at[:, None]
+        mask = torch.zeros(unseen.shape, dtype=cache.keys[0].dtype, device=at.device)
+        self.mask = mask.masked_fill_(unseen, -torch.inf)[:, None, None]
 
     def get_seq_length(self, layer: int = 0) -> int:
-        return self._longest - 1
+        return self._length - 1
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values (rows, heads, 1, dim) and return views of all that the rows hold."""
+        """Store keys and values (rows, heads, 1, dim) and return views of what the rows may look at."""
         all_keys, all_values = self._cache.keys[layer], self._cache.values[layer]
         all_keys[self._rows, :, self._at] = keys[:, :, 0]
         all_values[self._rows, :, self._at] = values[:, :, 0]
         rows = len(self._rows)
-        return all_keys[:rows, :, : self._longest], all_values[:rows, :, : self._longest]
+        return all_keys[:rows, :, : self._length], all_values[:rows, :, : self._length]

@@ -34,6 +34,8 @@ class Sampler:
         keywords: KeywordTree | None = None,
     ) -> None:
         self.sampling = sampling
+        # Whether this takes the likeliest token whatever came before, and tells of no other.
+        self.plain = sampling.plain and not grammar and not keywords
         self._keywords = KeywordBias(keywords) if keywords else None
         self._end_of_text, self._grammar = end_of_text, grammar
         self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.long)
@@ -112,11 +114,21 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def choose_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token]:
-    """One token for each row of logits (rows, vocabulary)."""
+    """One token for each row of logits (rows, vocabulary).
+
+    The likeliest are found where the logits are, and come to the CPU in one copy; there other choices are made.
+    """
     logits = logits.float()
-    totals = logits.logsumexp(-1, keepdim=True).cpu()
-    rows = logits.cpu()
-    return [_token(row, total, sampler) for row, total, sampler in zip(rows, totals, samplers, strict=True)]
+    likeliest, ids = logits.max(-1)
+    totals = logits.logsumexp(-1)
+    # One tensor, so that the device is waited for once: ids below 2^24 are whole numbers in float32, too.
+    found = torch.stack([ids.float(), likeliest - totals, totals]).T.cpu()
+    tokens = [Token(int(token), logprob) for token, logprob, _ in found.tolist()]
+    others = [row for row, sampler in enumerate(samplers) if not sampler.plain]
+    if others:
+        for row, own in zip(others, logits[others].cpu(), strict=True):
+            tokens[row] = _token(own, found[row, 2], samplers[row])
+    return tokens
 
 
 def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token:

@@ -19,6 +19,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import OutOfMemoryError
+
 from engine.backends.base import Backend
 from engine.core import (
     EngineError,
@@ -88,7 +90,7 @@ class _Active:
 class Worker:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._scheduler: Scheduler[JobStream] = Scheduler(backend.rows)
+        self._scheduler: Scheduler[JobStream] = Scheduler(backend.limits)
         self._active: dict[JobStream, _Active] = {}
         self._inbox: queue.SimpleQueue[tuple[Literal["submit", "cancel", "close"], JobStream | None]] = (
             queue.SimpleQueue()
@@ -158,7 +160,7 @@ class Worker:
     def _run(self) -> None:
         try:
             while self._receive():
-                self._prefill_next()
+                self._prefill_waiting()
                 self._decode_step()
                 self._emit()
         except BaseException:
@@ -188,7 +190,7 @@ class Worker:
 
     def _handle(self, kind: str, stream: JobStream | None) -> None:
         if kind == "submit" and stream:
-            self._scheduler.add(stream, stream.owner)
+            self._scheduler.add(stream, stream.owner, self.backend.size(stream.job))
         elif kind == "cancel" and stream:
             self._retire(stream)
 
@@ -197,20 +199,31 @@ class Worker:
         if self._active or self._outbox:
             raise AssertionError(f"idle with {len(self._active)} active jobs and {len(self._outbox)} unsent results")
 
-    def _prefill_next(self) -> None:
-        stream = self._scheduler.admit()
-        if stream is None:
+    def _prefill_waiting(self) -> None:
+        streams = self._scheduler.admit()
+        if not streams:
             return
         try:
-            logits = self.backend.prefill(stream.job, self._scheduler.row(stream))
-            sampler = self._sampler(stream.job)
-            token = choose_tokens(logits, [sampler])[0]
+            logits = self.backend.prefill([s.job for s in streams], self._scheduler.row(streams[0]))
+            samplers = [self._sampler(stream.job) for stream in streams]
+            tokens = choose_tokens(logits, samplers)
+            silences = logits.float().softmax(-1)[:, self.backend.tokenizer.end_of_text].tolist()
         except Exception as error:  # noqa: BLE001 - the border of the worker: a failure stays in its job
-            self._fail([stream], error)
+            self._prefill_failed(streams, error)
             return
-        silence = float(logits[0].float().softmax(-1)[self.backend.tokenizer.end_of_text])
-        self._active[stream] = _Active(stream, sampler, token, silence)
-        self._advance(self._active[stream])
+        for stream, *begun in zip(streams, samplers, tokens, silences, strict=True):
+            self._active[stream] = _Active(stream, *begun)
+        for stream in streams:
+            self._advance(self._active[stream])
+
+    def _prefill_failed(self, streams: list[JobStream], error: Exception) -> None:
+        """Among several jobs one may be at fault, and memory that is short beside others will be there later."""
+        beside_others = len(self._scheduler.running) > len(streams)
+        if len(streams) > 1 or (beside_others and isinstance(error, OutOfMemoryError)):
+            log.warning("%d jobs could not be prefilled and try again, fewer together: %s", len(streams), error)
+            self._scheduler.postpone(streams)
+        else:
+            self._fail(streams, error)
 
     def _sampler(self, job: Job) -> Sampler:
         tokenizer = self.backend.tokenizer

@@ -10,6 +10,7 @@ import torch
 
 from config import DEMO_MODEL
 from engine.core import Job
+from engine.scheduler import Limits, Size
 from engine.tokenizer import VoxtralTokenizer
 from tests.speech import SAMPLE_RATE
 
@@ -43,7 +44,7 @@ def tokenizer() -> VoxtralTokenizer:
 class ScriptedBackend:
     def __init__(self, script: Callable[[Job], str], rows: int = 4) -> None:
         self.tokenizer = tokenizer()
-        self.rows, self.context_length, self.memory_bytes = rows, 8192, 0
+        self.limits, self.context_length, self.memory_bytes = Limits(rows, prefill_tokens=0), 8192, 0
         self.description = self.device = "script"
         self.jobs: list[Job] = []
         self._script = script
@@ -52,7 +53,11 @@ class ScriptedBackend:
     def audio_tokens(self, samples: int) -> int:
         return 375
 
-    def prefill(self, job: Job, row: int) -> torch.Tensor:
+    def size(self, job: Job) -> Size:
+        return Size(prompt=375, most=375 + job.max_tokens)
+
+    def prefill(self, jobs: list[Job], row: int) -> torch.Tensor:
+        (job,) = jobs
         self.jobs.append(job)
         text = self._script(job)
         tokens = self.tokenizer._tekken.encode(f" {text}" if text else "", bos=False, eos=False)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from bench import accuracy, latency, linear, memory, quality, throughput
+from bench import accuracy, gpu, latency, linear, memory, quality, throughput
 from bench.peers import arguments, numbers
 from config import DEMO_MODEL
 from tests.serving import Server
@@ -101,3 +102,21 @@ def test_linear_times_every_kind_of_weights() -> None:
     measured = rows(linear.measure((1,), rounds=1))
     assert len(measured) == 1
     assert all(float(cell) > 0 for cell in measured[0][1:])
+
+
+def test_gpu_compares_clips_at_once_with_generate() -> None:
+    args = gpu.arguments().parse_args("--device cpu --size tiny --clips 1,2 --tokens 3 --rounds 1 --seconds 1".split())
+    measured = rows(gpu.measure(args))
+    assert [row[0] for row in measured] == ["1", "2"]
+    assert all(float(cell) > 0 for row in measured for cell in row)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA card")
+def test_gpu_says_in_one_line_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench.gpu"])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -62,7 +62,7 @@ def test_the_environment_beats_the_file_and_the_command_line_beats_both(
         ("PORT=many\n", "PORT=many"),
         ("PORT=70000\n", "PORT=70000"),
         ("VOXTRAL_DEVICE=tpu\n", "VOXTRAL_DEVICE=tpu"),
-        ("MAX_BATCH_SIZE=0\n", "MAX_BATCH_SIZE=0"),
+        ("MAX_BATCH_SIZE=-1\n", "MAX_BATCH_SIZE=-1"),
         ("HOST=127.0.0.1\nthis is no setting\n", "line 2"),
         ("HOST\n", "line 1"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import hypothesis
 import numpy as np
@@ -19,8 +20,10 @@ from engine.backends import load_backend
 from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
 from engine.core import EngineStopped, Job, JobFailed, PromptTooLong, Sampling, Token
+from engine.steps import GraphSteps
 from engine.tokenizer import TextDecoder
 from engine.worker import JobStream, Worker
+from tests.graphs import stand_in_for_cuda_graphs
 from tests.speech import assert_heard, clip
 
 pytestmark = pytest.mark.anyio
@@ -32,12 +35,32 @@ def backend() -> VoxtralBackend:
     return load_backend("transformers", DEMO_MODEL, LoadOptions("cpu", "float32", 8, "none"))
 
 
-@pytest.fixture
-def worker(backend: VoxtralBackend) -> Iterator[Worker]:
+@pytest.fixture(scope="module")
+def fixed_backend() -> VoxtralBackend:
+    """As on a GPU: prefills of several jobs, steps of rounded sizes, and a cache that holds six long jobs or eight
+    short ones; on a GPU, where there is one, with captured graphs."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_backend("transformers", DEMO_MODEL, LoadOptions(device, "float32", 8, "none", positions=6 * 1536))
+
+
+@contextmanager
+def running(backend: VoxtralBackend) -> Iterator[Worker]:
     worker = Worker(backend)
     yield worker
     worker.close()
     backend.release_memory()
+
+
+@pytest.fixture
+def worker(backend: VoxtralBackend) -> Iterator[Worker]:
+    with running(backend) as worker:
+        yield worker
+
+
+@pytest.fixture
+def fixed_worker(fixed_backend: VoxtralBackend) -> Iterator[Worker]:
+    with running(fixed_backend) as worker:
+        yield worker
 
 
 def job(worker: Worker, name: str, language: str | None = "en", max_tokens: int = 700, **sampling: float) -> Job:
@@ -72,9 +95,37 @@ def expected(backend: VoxtralBackend) -> dict[str, list[int]]:
 async def test_greedy_tokens_equal_generate_in_batches_of_mixed_lengths(
     worker: Worker, expected: dict[str, list[int]], batch: int
 ) -> None:
-    streams = [worker.submit(job(worker, name), "test") for name in NAMES[-batch:]]
+    await assert_heard_as_expected(worker, expected, NAMES[-batch:])
+
+
+async def assert_heard_as_expected(worker: Worker, expected: dict[str, list[int]], names: tuple[str, ...]) -> None:
+    streams = [worker.submit(job(worker, name), "test") for name in names]
     heard = await asyncio.gather(*map(tokens_of, streams))
-    assert dict(zip(NAMES[-batch:], heard, strict=True)) == {name: expected[name] for name in NAMES[-batch:]}
+    assert dict(zip(names, heard, strict=True)) == {name: expected[name] for name in names}
+
+
+async def test_greedy_tokens_equal_generate_in_shared_prefills_and_rounded_steps(
+    fixed_worker: Worker, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, together = fixed_worker.backend.prefill, []
+
+    def noting(jobs: list[Job], row: int) -> torch.Tensor:
+        together.append(len({fixed_worker.backend.size(job).prompt for job in jobs}))
+        return prefill(jobs, row)
+
+    monkeypatch.setattr(fixed_worker.backend, "prefill", noting)
+    await assert_heard_as_expected(fixed_worker, expected, NAMES)
+    assert max(together) == 2  # prompts of two lengths in one prefill
+
+
+async def test_a_captured_step_gives_the_tokens_of_generate(
+    fixed_worker: Worker, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_cuda_graphs(monkeypatch)
+    backend = fixed_worker.backend
+    logits = torch.empty(8, backend.tokenizer.vocabulary_size)
+    monkeypatch.setattr(backend, "_steps", GraphSteps(backend._step, backend._cache, logits))
+    await assert_heard_as_expected(fixed_worker, expected, ("gain-20", "short_0", "silence", "voice_en-gb"))
 
 
 async def test_jobs_that_join_and_leave_midway_do_not_change_each_other(
@@ -93,11 +144,13 @@ async def test_jobs_that_join_and_leave_midway_do_not_change_each_other(
     assert last == expected["gain-20"]
 
 
+Arrival = tuple[str, int, int | None, int]
 ARRIVALS = st.lists(
     st.tuples(
         st.sampled_from(["short_0", "voice_en-us", "silence", "voice_en-gb", "gain-20"]),
         st.integers(0, 30),  # turns of the event loop before it arrives
         st.none() | st.integers(1, 10),  # tokens after which it leaves
+        st.sampled_from([300, 700]),  # tokens that it may come to; no text is that long
     ),
     min_size=1,
     max_size=8,
@@ -107,12 +160,26 @@ ARRIVALS = st.lists(
 @hypothesis.settings(max_examples=6, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @given(arrivals=ARRIVALS)
 def test_whoever_comes_and_goes_each_gets_the_tokens_of_generate(
-    worker: Worker, expected: dict[str, list[int]], arrivals: list[tuple[str, int, int | None]]
+    worker: Worker, expected: dict[str, list[int]], arrivals: list[Arrival]
 ) -> None:
-    async def one(name: str, turns: int, leaves_after: int | None) -> None:
+    assert_each_gets_the_tokens_of_generate(worker, expected, arrivals)
+
+
+@hypothesis.settings(max_examples=6, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@given(arrivals=ARRIVALS)
+def test_and_so_in_shared_prefills_and_rounded_steps(
+    fixed_worker: Worker, expected: dict[str, list[int]], arrivals: list[Arrival]
+) -> None:
+    assert_each_gets_the_tokens_of_generate(fixed_worker, expected, arrivals)
+
+
+def assert_each_gets_the_tokens_of_generate(
+    worker: Worker, expected: dict[str, list[int]], arrivals: list[Arrival]
+) -> None:
+    async def one(name: str, turns: int, leaves_after: int | None, max_tokens: int) -> None:
         for _ in range(turns):
             await asyncio.sleep(0.001)
-        stream, heard = worker.submit(job(worker, name), name), []
+        stream, heard = worker.submit(job(worker, name, max_tokens=max_tokens), name), []
         async for token in stream:
             heard.append(token.id)
             if len(heard) == leaves_after:
@@ -187,13 +254,17 @@ async def test_a_seed_repeats_a_sampled_text(worker: Worker) -> None:
     assert first == again != other
 
 
-async def test_a_failure_stays_in_its_own_job(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["worker", "fixed_worker"])
+async def test_a_failure_stays_in_its_own_job(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker: Worker = request.getfixturevalue(kind)
     prefill = worker.backend.prefill
 
-    def failing(failed: Job, row: int) -> torch.Tensor:
-        if len(failed.audio[0]) == 777:
+    def failing(jobs: list[Job], row: int) -> torch.Tensor:
+        if any(len(job.audio[0]) == 777 for job in jobs):
             raise RuntimeError("out of memory")
-        return prefill(failed, row)
+        return prefill(jobs, row)
 
     monkeypatch.setattr(worker.backend, "prefill", failing)
     good = worker.submit(job(worker, "voice_en-us"), "test")
@@ -202,6 +273,22 @@ async def test_a_failure_stays_in_its_own_job(worker: Worker, monkeypatch: pytes
         await tokens_of(bad)
     decoder, token_bytes = TextDecoder(), worker.backend.tokenizer.token_bytes
     assert_heard(clip("voice_en-us").words, "".join(decoder.add(token_bytes(i)) for i in await tokens_of(good)))
+
+
+async def test_a_job_that_finds_no_memory_waits_for_another_to_leave(
+    worker: Worker, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, refused = worker.backend.prefill, []
+
+    def short_of_memory(jobs: list[Job], row: int) -> torch.Tensor:
+        if row > 0:
+            refused.append(row)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prefill(jobs, row)
+
+    monkeypatch.setattr(worker.backend, "prefill", short_of_memory)
+    await assert_heard_as_expected(worker, expected, ("short_0", "voice_en-gb", "silence"))
+    assert refused == [1, 1]  # once for each job that had to wait
 
 
 async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,17 @@ def test_the_likeliest_tokens_are_told_with_the_one_that_was_chosen() -> None:
     assert token.top[0][1] == pytest.approx(token.logprob)
 
 
+@given(st.integers(0, 2**31), st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=6))
+def test_a_row_gets_its_token_whatever_its_neighbours_ask_for(seed: int, wishes: list[int]) -> None:
+    logits = torch.randn(len(wishes), 50, generator=torch.Generator().manual_seed(seed))
+    kinds = (Sampling(), Sampling(top_logprobs=1), Sampling(logit_bias=((7, 100.0),)))
+    tokens = choose_tokens(logits, [Sampler(kinds[wish], END) for wish in wishes])
+    for row, (wish, token) in enumerate(zip(wishes, tokens, strict=True)):
+        assert token.id == (7 if wish == 2 else int(logits[row].argmax()))
+        assert token.logprob == pytest.approx(float(torch.log_softmax(logits[row], -1)[token.id]), abs=1e-5)
+        assert len(token.top) == (wish == 1)
+
+
 def test_a_grammar_has_the_last_word() -> None:
     class OnlyZeroThenEnd:
         def __init__(self) -> None:

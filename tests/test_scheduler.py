@@ -6,48 +6,71 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from engine.scheduler import Scheduler
+from engine.scheduler import Limits, Scheduler, Size
+
+LIMITS = Limits(rows=3, prefill_tokens=20, positions=60)
+SIZES = st.builds(lambda prompt, answer: Size(prompt, prompt + answer), st.integers(1, 30), st.integers(0, 30))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Any order of arrivals of three owners, admissions, ends and cancellations. `cache`: what the rows would hold."""
+    """Any order of arrivals of three owners, admissions that fail or not, ends and cancellations. `cache`: what the
+    rows would hold."""
 
     jobs = Bundle("jobs")
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler: Scheduler[int] = Scheduler(rows=3)
+        self.scheduler: Scheduler[int] = Scheduler(LIMITS)
         self.cache: list[int | None] = [None] * 3
         self.arrived: list[int] = []
         self.gone: set[int] = set()
-        self.admitted: list[int] = []
         self.owners: dict[int, str] = {}
+        self.sizes: dict[int, Size] = {}
+        self.together = 3  # jobs that may be admitted together
 
-    @rule(target=jobs, owner=st.sampled_from("abc"))
-    def arrive(self, owner: str) -> int:
+    @rule(target=jobs, owner=st.sampled_from("abc"), size=SIZES)
+    def arrive(self, owner: str, size: Size) -> int:
         job = len(self.arrived)
         self.arrived.append(job)
-        self.owners[job] = owner
-        self.scheduler.add(job, owner)
+        self.owners[job], self.sizes[job] = owner, size
+        self.scheduler.add(job, owner, size)
         return job
 
-    @rule()
-    def admit(self) -> None:
-        free = len(self.scheduler.running) < 3
-        held = Counter(self.owners[job] for job in self.scheduler.running)
-        turns = {job: (held[self.owners[job]], job) for job in self.scheduler.waiting}
-        job = self.scheduler.admit()
-        assert (job is not None) == (free and len(self.admitted) < len(self.arrived) - self.cancelled_waiting())
-        if job is not None:
-            assert turns[job] == min(turns.values())  # the owner with the least, and of its jobs the first
-            self.admitted.append(job)
+    @rule(fails=st.booleans())
+    def admit(self, fails: bool) -> None:
+        before, waiting = [*self.scheduler.running], [*self.scheduler.waiting]
+        admitted = self.scheduler.admit()
+        self.assert_fair(admitted, [*before], [*waiting])
+        assert admitted or before or not waiting  # nothing waits for ever
+        assert len(admitted) <= self.together
+        longest = max((self.sizes[job].prompt for job in admitted), default=0)
+        assert len(admitted) <= 1 or len(admitted) * longest <= LIMITS.prefill_tokens
+        if fails and (len(admitted) > 1 or (admitted and before)):
+            self.scheduler.postpone(admitted)
+            self.together = len(admitted) // 2
+            assert self.scheduler.running == before
+            assert sorted(self.scheduler.waiting) == sorted(waiting)
+            assert list(self.scheduler.waiting)[: len(admitted)] == admitted
+        for job in self.scheduler.running[len(before) :]:
             self.cache[self.scheduler.row(job)] = job
 
-    def cancelled_waiting(self) -> int:
-        return len(self.gone - set(self.admitted))
+    def assert_fair(self, admitted: list[int], running: list[int], waiting: list[int]) -> None:
+        """Each was of the owner with the least, and of its jobs the first; and the next one in turn found no room."""
+        held = Counter(self.owners[job] for job in running)
+        for job in admitted:
+            assert job == min(waiting, key=lambda other: held[self.owners[other]])
+            held[self.owners[job]] += 1
+            waiting.remove(job)
+            running.append(job)
+        if waiting and self.together == 3 and not admitted:
+            turn = min(waiting, key=lambda other: held[self.owners[other]])
+            longest = max(self.sizes[job].most for job in [*running, turn])
+            assert len(running) == 3 or (len(running) + 1) * longest > LIMITS.positions
 
     @rule(job=consumes(jobs))
     def leave(self, job: int) -> None:
+        if job in self.scheduler.running:
+            self.together = 3
         move = self.scheduler.remove(job)
         self.gone.add(job)
         if move:
@@ -62,6 +85,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         running = self.scheduler.running
         assert self.cache[: len(running)] == running
         assert len(set(running)) == len(running) <= 3
+
+    @invariant()
+    def all_rows_fit_into_the_cache_when_each_is_as_long_as_the_longest(self) -> None:
+        running = self.scheduler.running
+        assert len(running) * max((self.sizes[job].most for job in running), default=0) <= LIMITS.positions
 
     @invariant()
     def every_job_is_in_one_place(self) -> None:

@@ -1,4 +1,4 @@
-"""What the worker asks of a model: prefill one job into a row, decode one step for the first n rows."""
+"""What the worker asks of a model: prefill jobs into rows, decode one step for the first n rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from engine.core import Job
+from engine.scheduler import Limits, Size
 
 if TYPE_CHECKING:
     import torch
@@ -17,15 +18,18 @@ if TYPE_CHECKING:
 class LoadOptions:
     device: str  # auto, cuda, mps or cpu
     dtype: str  # auto, bfloat16 or float32
-    rows: int  # jobs that may run together
+    rows: int = 0  # jobs that may run together; 0: as many as are of use
     quantization: str = "auto"  # auto, none, int8 or int4
+    # Positions of a cache of fixed size, with steps of rounded sizes and prefills of several jobs. 0: on a GPU, as many
+    # as fit beside the weights; elsewhere none of that.
+    positions: int = 0
 
 
 class Backend(Protocol):
     """Called by one thread only, except `audio_tokens` and the attributes, which any thread may read."""
 
     tokenizer: VoxtralTokenizer
-    rows: int
+    limits: Limits
     context_length: int  # tokens of prompt and answer together
     description: str  # model, device and precision, for people
     device: str
@@ -34,11 +38,17 @@ class Backend(Protocol):
     def audio_tokens(self, samples: int) -> int:
         """Audio tokens in the prompt for `samples` samples at 16 kHz."""
 
-    def prefill(self, job: Job, row: int) -> torch.Tensor:
-        """Hear the job's audio and read its prompt into `row`. Logits (1, vocabulary) of the first token."""
+    def size(self, job: Job) -> Size:
+        """What a job takes of the limits."""
+
+    def prefill(self, jobs: list[Job], row: int) -> torch.Tensor:
+        """Hear the audio of jobs and read their prompts into `row` and those after it.
+
+        Logits (jobs, vocabulary) of their first tokens. After an error the rows before `row` are as they were.
+        """
 
     def decode(self, tokens: list[int]) -> torch.Tensor:
-        """One step for rows 0 to n-1, given the token each chose last. Logits (n, vocabulary)."""
+        """One step for rows 0 to n-1, given the token each chose last. Logits (n, vocabulary), until the next step."""
 
     def move_row(self, source: int, target: int) -> None:
         """Overwrite `target` by `source`, whose job goes on there."""

@@ -7,46 +7,91 @@ docs/MODEL.md follows the numbers from samples to logits. The decoder's layers a
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from transformers import VoxtralForConditionalGeneration, WhisperFeatureExtractor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaConfig, VoxtralForConditionalGeneration
 
 from engine import quantization
 from engine.backends.base import LoadOptions
 from engine.core import Job
-from engine.kv_cache import DecodeView, KVCache, PrefillView
+from engine.devices import free_memory, release_unused, to_device
+from engine.features import LogMel, window_count
+from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView
+from engine.scheduler import Limits, Size
+from engine.steps import ExactSteps, GraphSteps, RoundedSteps, rounded
 from engine.tokenizer import VoxtralTokenizer
 from engine.weights import load_quantized, quantized_bytes, trim_heap
 
-WINDOW_SAMPLES = 480_000  # the encoder hears 30 s at 16 kHz at a time, padded with silence
-WINDOW_FRAMES = 3_000  # 10 ms each
 BITS = {"int8": 8, "int4": 4}
 CONTEXT_LENGTH = 32_768  # tokens; what Voxtral's card promises, a quarter of the positions in its config.json
+USUAL_POSITIONS = 4096  # of a row of a fixed cache: more than the longest chunk and its text
+CACHE_SHARE = 0.8  # of the memory that is free beside the weights; the rest is for prefills
+AUDIO = -1  # stands for an audio token among the ids of a prompt
+
+
+@dataclass(frozen=True)
+class Batching:
+    rows: int  # jobs that run together
+    prefill_tokens: int  # as in Limits
+    windows: int  # that the encoder hears together
+
+
+# A CPU is busy with one window and one prompt; more at once would only make the first text late. A GPU needs some.
+ONE_BY_ONE, MANY_AT_ONCE = Batching(8, 0, 1), Batching(64, 4096, 10)
 
 
 class VoxtralBackend:
     def __init__(self, folder: Path, options: LoadOptions) -> None:
-        device = pick_device(options.device)
-        dtype = pick_dtype(options.dtype, device)
-        kind = pick_quantization(options.quantization, device)
+        self.device = pick_device(options.device)
+        self._dtype = pick_dtype(options.dtype, self.device)
+        kind = pick_quantization(options.quantization, self.device)
         self.tokenizer = VoxtralTokenizer(folder)
-        self._features = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        model = load_model(folder, kind, dtype).to(device)
-        self._model, self._dtype = model, dtype
-        self._decoder = model.model.language_model
-        self._tensor_device = torch.device(device)
-        self._cache = KVCache(model.config.text_config, options.rows, dtype, self._tensor_device)
-        audio = model.config.audio_config
+        self._tensor_device = torch.device(self.device)
+        self._mel = LogMel(folder, self._tensor_device)
+        self._model = load_model(folder, kind, self._dtype).to(self._tensor_device)
+        self._decoder = self._model.model.language_model
+        audio, text = self._model.config.audio_config, self._model.config.text_config
         # Two frames make an encoder position, and the projector joins as many positions as fill its input.
         self._tokens_per_window = audio.max_source_positions * audio.hidden_size // audio.intermediate_size
-        self.memory_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        self.rows = options.rows
-        self.device = device
-        self.context_length = min(CONTEXT_LENGTH, model.config.text_config.max_position_embeddings)
-        self.description = f"{self.memory_bytes / 1e6:,.0f} MB of weights, {device}, {dtype}, quantization {kind}"
+        self.memory_bytes = sum(
+            tensor.numel() * tensor.element_size() for tensor in (*self._model.parameters(), *self._model.buffers())
+        )
+        self.context_length = min(CONTEXT_LENGTH, text.max_position_embeddings)
+        self._fixed = bool(options.positions) or self.device == "cuda"
+        if self._fixed:
+            self._prepare_fixed(text, options)
+        else:
+            self._prepare_growing(text, options)
+        self.description = (
+            f"{self.memory_bytes / 1e6:,.0f} MB of weights, {self.device}, {self._dtype}, quantization {kind}"
+        )
+
+    def _prepare_growing(self, config: LlamaConfig, options: LoadOptions) -> None:
+        rows = options.rows or ONE_BY_ONE.rows
+        self._windows, self.limits = ONE_BY_ONE.windows, Limits(rows, ONE_BY_ONE.prefill_tokens)
+        self._cache = KVCache(config, rows, self._dtype, self._tensor_device)
+        self._steps = ExactSteps(self._step, self._cache, self._tensor_device)
+
+    def _prepare_fixed(self, config: LlamaConfig, options: LoadOptions) -> None:
+        rows = options.rows or MANY_AT_ONCE.rows
+        positions = options.positions or self._positions_that_fit(config, rows)
+        self._windows, self.limits = MANY_AT_ONCE.windows, Limits(rows, MANY_AT_ONCE.prefill_tokens, positions)
+        self.context_length = min(self.context_length, positions)
+        self._cache = FixedKVCache(config, rows, self._dtype, self._tensor_device, positions)
+        logits = torch.empty(rows, config.vocab_size, dtype=self._dtype, device=self._tensor_device)
+        steps = GraphSteps if self.device == "cuda" else RoundedSteps
+        self._steps = steps(self._step, self._cache, logits)
+
+    def _positions_that_fit(self, config: LlamaConfig, rows: int) -> int:
+        """Positions of the cache that the device has memory for, and no more than are of use."""
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # keys and values of one
+        fit = int(CACHE_SHARE * free_memory(self._tensor_device)) // (numbers * self._dtype.itemsize)
+        return min(fit, max(rows * USUAL_POSITIONS, self.context_length))
 
     @staticmethod
     def memory_needed(folder: Path, options: LoadOptions) -> int:
@@ -59,25 +104,37 @@ class VoxtralBackend:
         return stored * dtype.itemsize // 2
 
     def audio_tokens(self, samples: int) -> int:
-        return -(-samples // WINDOW_SAMPLES) * self._tokens_per_window
+        return window_count(samples) * self._tokens_per_window
+
+    def size(self, job: Job) -> Size:
+        """Rounded where slots are fixed: for each length of slots, steps are captured anew."""
+        prompt = job.prompt.text_tokens + sum(self.audio_tokens(len(samples)) for samples in job.audio)
+        most = prompt + job.max_tokens
+        return Size(prompt, min(rounded(most), self.context_length) if self._fixed else most)
 
     @torch.inference_mode()
-    def prefill(self, job: Job, row: int) -> torch.Tensor:
-        inputs = self._prompt_embeddings(job)
-        length = inputs.shape[1]
-        self._cache.reserve(length + 1)
-        positions = torch.arange(length, device=self._tensor_device)[None]
-        hidden = self._decode_layers(inputs, positions, None, self._cache.prefill_view(row))
-        self._cache.lengths[row] = length
-        return self._model.lm_head(hidden[:, -1])
+    def prefill(self, jobs: list[Job], row: int) -> torch.Tensor:
+        sizes = [self.size(job) for job in jobs]
+        self._cache.begin(row, sizes)
+        inputs = self._prompt_embeddings(jobs)
+        positions = torch.arange(inputs.shape[1], device=self._tensor_device)[None]
+        # Prompts begin together and each position attends to those before it, so never to what fills up the shorter.
+        hidden = self._decode_layers(inputs, positions, None, PrefillView(self._cache, row))
+        lengths = torch.tensor([size.prompt for size in sizes])
+        self._cache.lengths[row : row + len(jobs)] = lengths
+        last = torch.arange(len(jobs)) * inputs.shape[1] + lengths - 1
+        return self._model.lm_head(hidden.flatten(0, 1)[to_device(last, self._tensor_device)])
 
     @torch.inference_mode()
     def decode(self, tokens: list[int]) -> torch.Tensor:
-        ids = torch.tensor(tokens, device=self._tensor_device)[:, None]
-        self._cache.reserve(int(self._cache.lengths[: len(tokens)].max()) + 1)
-        view = self._cache.decode_view(len(tokens))
-        hidden = self._decode_layers(self._embed(ids), view.positions, view.mask, view)
-        self._cache.lengths[: len(tokens)] += 1
+        logits = self._steps(tokens)
+        self._cache.advance(len(tokens))
+        return logits
+
+    def _step(self, tokens: torch.Tensor, at: torch.Tensor, length: int) -> torch.Tensor:
+        """See engine.steps.Step."""
+        view = DecodeView(self._cache, at, length)
+        hidden = self._decode_layers(self._embed(tokens[:, None]), at[:, None], view.mask, view)
         return self._model.lm_head(hidden[:, 0])
 
     @torch.inference_mode()
@@ -86,43 +143,43 @@ class VoxtralBackend:
 
     def release_memory(self) -> None:
         self._cache.release()
+        release_unused(self._tensor_device)
 
     def free_memory(self) -> int:
-        if self.device == "cuda":
-            return torch.cuda.mem_get_info(self._tensor_device)[0]
-        return psutil.virtual_memory().available
+        return free_memory(self._tensor_device)
 
     def close(self) -> None:
-        del self._model, self._decoder, self._cache
+        del self._model, self._decoder, self._cache, self._steps, self._mel
         gc.collect()  # modules hold each other in cycles
         trim_heap()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-        elif self.device == "mps":
-            torch.mps.empty_cache()
+        release_unused(self._tensor_device)
 
-    def _prompt_embeddings(self, job: Job) -> torch.Tensor:
-        """Embeddings (1, prompt, hidden) of the texts and, between them, of the recordings."""
-        first, *others = [
-            self._embed(torch.tensor(text, dtype=torch.long, device=self._tensor_device)) for text in job.prompt.texts
-        ]
-        parts = [first]
+    def _prompt_embeddings(self, jobs: Sequence[Job]) -> torch.Tensor:
+        """Embeddings (jobs, longest prompt, hidden) of the texts and, between them, of the recordings."""
+        ids = pad_sequence([self._prompt_ids(job) for job in jobs], batch_first=True)
+        embeddings = self._embed(to_device(ids.clamp(min=0), self._tensor_device))
+        recordings = [samples for job in jobs for samples in job.audio]
+        if recordings:
+            heard = (ids.flatten() == AUDIO).nonzero()[:, 0]
+            embeddings.flatten(0, 1)[to_device(heard, self._tensor_device)] = self._listen(recordings)
+        return embeddings
+
+    def _prompt_ids(self, job: Job) -> torch.Tensor:
+        """Token ids (prompt,), with AUDIO where a recording is heard."""
+        first, *others = job.prompt.texts
+        ids = [*first]
         for samples, text in zip(job.audio, others, strict=True):
-            parts += [self._listen(samples), text]
-        return torch.cat(parts)[None]
+            ids += [AUDIO] * self.audio_tokens(len(samples)) + [*text]
+        return torch.tensor(ids)
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings (..., hidden); beside quantized weights they are stored in the file's precision."""
         return self._decoder.embed_tokens(ids).to(self._dtype)
 
-    def _listen(self, samples: np.ndarray) -> torch.Tensor:
-        """Audio embeddings (tokens, hidden) of samples (n,), which are padded to whole windows of 30 s."""
-        mel = self._features(
-            samples, sampling_rate=16_000, padding=True, pad_to_multiple_of=WINDOW_SAMPLES, truncation=False,
-            return_tensors="pt",
-        ).input_features  # (1, bins, frames)  # fmt: skip
-        windows = mel[0].unflatten(1, (-1, WINDOW_FRAMES)).transpose(0, 1)  # (windows, bins, frames)
-        return self._model.get_audio_features(windows, return_dict=True).pooler_output
+    def _listen(self, recordings: Sequence[np.ndarray]) -> torch.Tensor:
+        """Audio embeddings (tokens, hidden) of recordings, each (n,), one after another."""
+        parts = torch.cat([self._mel(samples) for samples in recordings]).split(self._windows)
+        return torch.cat([self._model.get_audio_features(part, return_dict=True).pooler_output for part in parts])
 
     def _decode_layers(
         self,

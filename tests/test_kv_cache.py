@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView
+from engine.scheduler import Limits, Scheduler, Size
+
+ROWS, POSITIONS = 3, 3 * 64
+CONFIG = LlamaConfig(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=4, head_dim=2)
+PLACE = (torch.float32, torch.device("cpu"))
+# A job that comes, by its prompt and its answer; or the row whose job leaves.
+EVENTS = st.lists(st.builds(lambda p, a: Size(p, p + a), st.integers(1, 50), st.integers(0, 50)) | st.integers(0, 2))
+
+
+def numbers(job: int, first: int, last: int) -> torch.Tensor:
+    """What a job stores at positions `first` to `last` - 1: (1, heads, positions, dim)."""
+    return (1000.0 * job + torch.arange(first, last))[None, None, :, None].expand(1, 2, -1, 2)
+
+
+def write_prompts(cache: KVCache, row: int, jobs: list[int], sizes: dict[int, Size]) -> None:
+    longest = max(sizes[job].prompt for job in jobs)
+    prompts = torch.cat([numbers(job, 0, longest) for job in jobs])
+    cache.begin(row, [sizes[job] for job in jobs])
+    for layer in range(2):
+        PrefillView(cache, row).update(prompts, -prompts, layer)
+    cache.lengths[row : row + len(jobs)] = torch.tensor([sizes[job].prompt for job in jobs])
+
+
+def assert_held(cache: KVCache, running: list[int]) -> None:
+    for row, job in enumerate(running):
+        length = int(cache.lengths[row])
+        held = numbers(job, 0, length)[0]
+        for layer in range(2):
+            assert torch.equal(cache.keys[layer][row, :, :length], held)
+            assert torch.equal(cache.values[layer][row, :, :length], -held)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@given(events=EVENTS)
+def test_rows_keep_what_they_hold_however_slots_are_moved_and_divided(fixed: bool, events: list[Size | int]) -> None:
+    cache = FixedKVCache(CONFIG, ROWS, *PLACE, POSITIONS) if fixed else KVCache(CONFIG, ROWS, *PLACE)
+    scheduler: Scheduler[int] = Scheduler(Limits(ROWS, 100, POSITIONS if fixed else math.inf))
+    sizes: dict[int, Size] = {}
+    for job, event in enumerate(events):
+        if isinstance(event, Size):
+            sizes[job] = event
+            scheduler.add(job, "owner", event)
+        elif event < len(scheduler.running):
+            move = scheduler.remove(scheduler.running[event])
+            if move:
+                cache.move_row(move.source, move.target)
+        if admitted := scheduler.admit():
+            write_prompts(cache, scheduler.row(admitted[0]), admitted, sizes)
+        assert_held(cache, scheduler.running)
+        assert len(scheduler.running) <= cache.slots
+        assert all(sizes[job].most <= cache.capacity for job in scheduler.running) or not fixed
+
+
+def test_a_step_writes_one_position_of_each_row_and_looks_at_what_is_before_it() -> None:
+    cache = KVCache(CONFIG, ROWS, *PLACE)
+    sizes = {1: Size(3, 9), 2: Size(5, 9)}
+    write_prompts(cache, 0, [1, 2], sizes)
+    cache.reserve(6, 2)
+    view = DecodeView(cache, cache.lengths[:2], 6)
+    new = torch.cat([numbers(1, 3, 4), numbers(2, 5, 6)])
+    keys, _ = view.update(new, -new, 0)
+    assert torch.equal(keys[0, :, :4], numbers(1, 0, 4)[0])
+    assert torch.equal(keys[1], numbers(2, 0, 6)[0])
+    assert view.mask[:, 0, 0].isfinite().tolist() == [[True] * 4 + [False] * 2, [True] * 6]
+
+
+def test_a_fixed_cache_never_moves() -> None:
+    cache = FixedKVCache(CONFIG, ROWS, *PLACE, POSITIONS)
+    place = cache.keys[0].data_ptr()
+    assert (cache.slots, cache.capacity) == (3, 64)
+    cache.begin(0, [Size(1, 192)])
+    assert (cache.slots, cache.capacity) == (1, 192)
+    cache.release()
+    cache.begin(0, [Size(1, 2), Size(1, 65)])
+    assert (cache.slots, cache.capacity, cache.keys[0].data_ptr()) == (2, 65, place)
