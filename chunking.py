@@ -44,6 +44,11 @@ class Chunk:
     def duration_ms(self) -> int:
         return milliseconds(self.start + len(self.samples)) - milliseconds(self.start)
 
+    @property
+    def end_ms(self) -> int:
+        """Up to where the recording is heard when this chunk is."""
+        return milliseconds(self.speech[1] if self.speech else self.start + len(self.samples))
+
     def speech_ms(self) -> tuple[int, int]:
         """Start and end, in the whole audio, of speech; where nobody looked for it, of what is loud enough to be
         speech, or of the whole chunk where nothing is."""

@@ -110,11 +110,24 @@ class Settings(BaseModel):
     max_answer_tokens: int = Field(
         4096, ge=1, le=32_768, description="Tokens of a chat answer where the request sets no limit."
     )
+    chunk_store_mb: int = Field(
+        256,
+        ge=0,
+        description="Megabytes (10^6 bytes) on disk for the text of finished chunks, so that a recording that is sent "
+        "again goes on where it was. 0: none is kept.",
+    )
+    chunk_store_days: int = Field(7, ge=1, le=3650, description="Days after which such a text is dropped.")
+    chunk_store_dir: Path | None = Field(
+        None, description="Where they are kept. Empty: `voxtral-local` in the cache folder of this user."
+    )
     heartbeat_seconds: float = Field(
         10.0, gt=0, le=300, description="Seconds of silence on a stream after which a comment line is sent."
     )
 
-    @field_validator("voxtral_model_revision", "voxtral_cache_dir", "voxtral_replacements", "hf_token", mode="before")
+    @field_validator(
+        "voxtral_model_revision", "voxtral_cache_dir", "voxtral_replacements", "chunk_store_dir", "hf_token",
+        mode="before",
+    )  # fmt: skip
     @classmethod
     def _empty_is_absent(cls, value: object) -> object:
         return value or None
@@ -152,6 +165,11 @@ class Settings(BaseModel):
     @property
     def max_audio_bytes(self) -> int:
         return self.max_audio_size_mb * 1_000_000
+
+    @property
+    def chunk_store_file(self) -> Path:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")  # freedesktop.org's name for it
+        return (self.chunk_store_dir or caches / "voxtral-local").expanduser() / "chunks.sqlite3"
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio can need: several times the rate of fast speech."""

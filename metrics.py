@@ -54,6 +54,10 @@ class Metrics:
             "voxtral_silence_seconds", "Audio in which nobody spoke and which no model heard", registry=self.registry
         )
         self.tokens = Counter("voxtral_tokens", "Tokens read and written", ["kind"], registry=self.registry)
+        self.stored_chunks = Counter(
+            "voxtral_stored_chunks", "Chunks looked for among those of earlier requests", ["result"],
+            registry=self.registry,
+        )  # fmt: skip
         self.first_text = self._seconds(
             "voxtral_first_text_seconds", "From a transcription's request to its first text"
         )
@@ -70,6 +74,9 @@ class Metrics:
 
     def count(self, usage: Usage) -> None:
         self.audio_seconds.inc(usage.audio_ms / 1000)
+        self.count_tokens(usage)
+
+    def count_tokens(self, usage: Usage) -> None:
         self.tokens.labels("text").inc(usage.text_tokens)
         self.tokens.labels("audio").inc(usage.audio_tokens)
         self.tokens.labels("output").inc(usage.output_tokens)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from config import Settings
 from engine.backends import load_backend, memory_needed, start_worker
 from engine.backends.base import LoadOptions
-from model_store import Download, ModelStore, valid_repository
+from model_store import Download, ModelStore, fingerprint, valid_repository
 from model_table import MODELS, ModelSpec, Names, model_spec
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Model:
         self.loading: asyncio.Task[Worker] | None = None
         self._store = store
         self._worker: Worker | None = None
+        self.fingerprint = ""  # of the files that were loaded last
         self.load_error: str | None = None
 
     @property
@@ -116,6 +117,7 @@ class Model:
             raise ModelUnavailable("absent", f"The model {self.spec.id} is not on this machine.")
         log.info("loading %s from %s", self.spec.id, folder)
         try:
+            self.fingerprint = await asyncio.to_thread(fingerprint, folder)
             backend = await asyncio.to_thread(load_backend, self.spec.backend, folder, options)
         except LOAD_ERRORS as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]

@@ -174,6 +174,13 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in needed if not (folder / name).exists()]
 
 
+def fingerprint(folder: Path) -> str:
+    """Changes when a model's files do: a hash of their names, sizes and times, because reading gigabytes takes long."""
+    files = sorted(file for pattern in FILES for file in folder.glob(pattern))
+    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
 def model_type(folder: Path) -> str | None:
     try:
         return json.loads((folder / "config.json").read_text()).get("model_type")

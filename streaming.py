@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 Result = TypeVar("Result")
-HEARTBEAT = b": keepalive\n\n"
+KEEPALIVE = "keepalive"
 
 
 def sse(payload: dict[str, Any] | str, event: str | None = None) -> bytes:
@@ -27,14 +27,21 @@ def sse(payload: dict[str, Any] | str, event: str | None = None) -> bytes:
     return f"{name}data: {data}\n\n".encode("ascii")
 
 
-async def with_heartbeats(frames: AsyncGenerator[bytes], seconds: float) -> AsyncGenerator[bytes]:
-    """`frames`, and a comment line whenever none has come for `seconds`."""
+def comment(text: str) -> bytes:
+    """A line that clients skip."""
+    return f": {text}\n\n".encode("ascii")
+
+
+async def with_heartbeats(
+    frames: AsyncGenerator[bytes], seconds: float, heartbeat: Callable[[], str]
+) -> AsyncGenerator[bytes]:
+    """`frames`, and a comment with what `heartbeat` says whenever none has come for `seconds`."""
     async with aclosing(frames):
         while True:
             upcoming = asyncio.ensure_future(anext(frames, None))
             try:
                 while not (await asyncio.wait({upcoming}, timeout=seconds))[0]:
-                    yield HEARTBEAT
+                    yield comment(heartbeat())
             finally:
                 if not upcoming.done():
                     upcoming.cancel()
@@ -56,11 +63,12 @@ class EventStream(Response):
         heartbeat_seconds: float,
         error_frame: Callable[[Exception], bytes],
         close: Callable[[], Awaitable[None]],
+        heartbeat: Callable[[], str] = lambda: KEEPALIVE,
     ) -> None:
         self.status_code, self.background, self.body = 200, None, b""
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._frames = with_heartbeats(frames, heartbeat_seconds)
+        self._frames = with_heartbeats(frames, heartbeat_seconds, heartbeat)
         self._error_frame, self._close = error_frame, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,8 @@
 """The use case: a request and an audio file become events, in the order of the audio.
 
 Audio is decoded and cut while earlier chunks are with the model, at most one batch ahead, so memory does not grow with
-the file. Chunks decode together; their text leaves in order. This module knows no HTTP.
+the file. Chunks decode together; their text leaves in order. What the store has of an earlier request goes to no model.
+This module knows no HTTP.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 import languages
 from admission import Admission, TooManyRequests
 from audio_processor import SAMPLE_RATE, AudioFile
-from chunking import Chunk, chunks, milliseconds, speech_chunks
+from chunk_reader import ChunkReader
+from chunking import Chunk, chunks, speech_chunks
 from config import Settings
 from decoding import Asked, ChunkDecoding
 from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import VoxtralTokenizer
 from metrics import Metrics
 from model_manager import Model, ModelManager
+from progress import Caller, ProgressBoard
 from replacements import read_replacements, replaced
+from store import ChunkStore, Replay, Shelf
 from transcript import (
     Conversation,
     Event,
@@ -38,6 +44,8 @@ from voice_activity import AUTO, Detection
 
 if TYPE_CHECKING:
     from engine.worker import Worker  # brings torch, which takes seconds
+
+Ready = asyncio.Queue[ChunkDecoding | Replay | Exception | None]  # chunks in their order, at last an error or None
 
 
 @dataclass(frozen=True)
@@ -56,29 +64,35 @@ class TranscriptionRequest:
 class Transcriber:
     def __init__(self, settings: Settings, models: ModelManager, admission: Admission, metrics: Metrics) -> None:
         """Raises ConfigError for a file of replacements that cannot be read."""
-        self._settings, self._models = settings, models
+        self.settings, self._models = settings, models
         self.admission, self.metrics = admission, metrics
+        self.progress = ProgressBoard()
         file = settings.voxtral_replacements
         self.replacements = read_replacements(file) if file else None
+        most_bytes, most_seconds = settings.chunk_store_mb * 1_000_000, settings.chunk_store_days * 86_400
+        self.store = ChunkStore(settings.chunk_store_file, most_bytes, most_seconds) if most_bytes else None
 
-    async def open(self, model: Model, request: TranscriptionRequest, audio: AudioFile) -> Transcription:
+    async def open(
+        self, model: Model, request: TranscriptionRequest, audio: AudioFile, caller: Caller
+    ) -> Transcription:
         """Check everything that can be wrong before the first byte of an answer; the result owns `audio`.
 
-        Decodes the first chunk, so that empty, damaged and too short audio is known. Does not wait for a model that is
-        still loading. Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong, TooManyRequests.
+        Decodes the first chunk, or a minute, so that empty, damaged and too short audio is known. Does not wait for a
+        model that is still loading. Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong, TooManyRequests.
         """
         try:
             self.admission.enter()
         except TooManyRequests:
             audio.close()
             raise
-        transcription = Transcription(self, model, request, audio, self._settings)
+        transcription = Transcription(self, model, request, audio, caller)
         try:
             model.check_available()
             if worker := model.loaded:
                 await transcription.check_prompt(worker)
-            await transcription.decode_first_chunk()
+            await transcription.reader.probe()
         except BaseException:
+            transcription.progress.end("failed")
             await transcription.close()
             raise
         return transcription
@@ -96,22 +110,23 @@ class Transcription:
         model: Model,
         request: TranscriptionRequest,
         audio: AudioFile,
-        settings: Settings,
+        caller: Caller,
     ) -> None:
         self.model, self.request = model, request
         self._started = time.monotonic()
-        self._transcriber, self._audio, self._settings = transcriber, audio, settings
-        self._chunks = self._cut(settings.audio_chunk_size_seconds)
-        self._first: Chunk | None = None
-        self._decodings: list[ChunkDecoding] = []
-        self._decoding = asyncio.Lock()
+        self._transcriber, self._caller, self._settings = transcriber, caller, transcriber.settings
+        self.reader = ChunkReader(audio, self._cut)
+        self.progress = transcriber.progress.begin(caller, self.reader.declared_ms)
+        self._shelf: Shelf | None = None
+        self._decodings: list[ChunkDecoding | Replay] = []
         self._producer: asyncio.Task[None] | None = None
         self._closed = False
 
-    def _cut(self, longest_seconds: float) -> Iterator[Chunk]:
+    def _cut(self, blocks: Iterator[np.ndarray]) -> Iterator[Chunk]:
+        longest_seconds = self._settings.audio_chunk_size_seconds
         if self._settings.voxtral_vad == "off":
-            return chunks(self._audio.blocks(), longest_seconds)
-        return speech_chunks(self._audio.blocks(), longest_seconds, self.request.detection or AUTO)
+            return chunks(blocks, longest_seconds)
+        return speech_chunks(blocks, longest_seconds, self.request.detection or AUTO)
 
     async def check_prompt(self, worker: Worker) -> None:
         """Raises PromptInvalid or PromptTooLong: for a chunk of full length, the longest that will come."""
@@ -124,41 +139,37 @@ class Transcription:
         cap = self._settings.token_cap(seconds)
         return min(cap, self.request.max_tokens or cap)
 
-    async def decode_first_chunk(self) -> None:
-        self._first = await self._next_chunk()
-
-    async def _next_chunk(self) -> Chunk | None:
-        """Decode up to the next cut in a thread. Cancelled, it still waits for the thread, which reads the file."""
-        async with self._decoding:
-            decoding = asyncio.ensure_future(asyncio.to_thread(next, self._chunks, None))
-            try:
-                return await asyncio.shield(decoding)
-            finally:
-                await asyncio.wait({decoding})
-
     async def events(self) -> AsyncGenerator[Event]:
         """TextDeltas and SegmentDones in the order of the audio, then Finished. Raises AudioError or EngineError."""
         metrics, silent = self._transcriber.metrics, True
-        async with self._transcriber.use(self.model) as worker, aclosing(self._events(worker)) as events:
-            async for event in events:
-                if silent and isinstance(event, TextDelta):
-                    metrics.first_text.observe(time.monotonic() - self._started)
-                    silent = False
-                elif isinstance(event, Finished):
-                    self._count(event.transcript)
-                yield event
+        try:
+            async with self._transcriber.use(self.model) as worker, aclosing(self._events(worker)) as events:
+                async for event in events:
+                    if silent and isinstance(event, TextDelta):
+                        metrics.first_text.observe(time.monotonic() - self._started)
+                        self.progress.run()
+                        silent = False
+                    elif isinstance(event, Finished):
+                        self._count(event.transcript)
+                        self.progress.end("finished")
+                    yield event
+        except Exception:
+            self.progress.end("failed")
+            raise
 
     def _count(self, transcript: Transcript) -> None:
         metrics, seconds = self._transcriber.metrics, time.monotonic() - self._started
         usage, heard_ms = transcript.usage, sum(segment.usage.audio_ms for segment in transcript.segments)
         metrics.whole.observe(seconds)
         metrics.speed.observe(usage.audio_ms / 1000 / seconds)
-        metrics.count(usage)
+        metrics.audio_seconds.inc(usage.audio_ms / 1000)
         metrics.silence_seconds.inc(max(usage.audio_ms - heard_ms, 0) / 1000)
 
     async def _events(self, worker: Worker) -> AsyncGenerator[Event]:
-        ready: asyncio.Queue[ChunkDecoding | Exception | None] = asyncio.Queue(maxsize=worker.backend.limits.rows)
-        self._producer = asyncio.create_task(self._submit_chunks(await self._asked(worker), ready))
+        asked = await self._asked(worker)
+        self._shelf = self._open_shelf(asked)
+        ready: Ready = asyncio.Queue(maxsize=worker.backend.limits.rows)
+        self._producer = asyncio.create_task(self._submit_chunks(asked, ready))
         segments: list[Segment] = []
         text = ""
         while (item := await ready.get()) is not None:
@@ -170,10 +181,13 @@ class Transcription:
                         text += event.text
                     else:
                         segments.append(event.segment)
+                        if not isinstance(item, Replay):
+                            self._transcriber.metrics.count_tokens(event.segment.usage)
                     yield event
             self._decodings.remove(item)
+            self.progress.finish_chunk(item.chunk.end_ms, stored=isinstance(item, Replay))
         usage = sum((segment.usage for segment in segments), Usage())
-        usage = replace(usage, audio_ms=milliseconds(self._audio.decoded))  # with what nobody spoke in
+        usage = replace(usage, audio_ms=self.reader.decoded_ms)  # with what nobody spoke in
         language = self.request.language or await asyncio.to_thread(languages.detect, text, self.model.spec.languages)
         yield Finished(Transcript(text, language, tuple(segments), usage))
 
@@ -186,22 +200,34 @@ class Transcription:
         job = Job(prompt, (), most, request.sampling, keywords=keywords, loops_end=True)
         return Asked(worker, self, job, self._settings.token_cap)
 
-    async def _submit_chunks(self, asked: Asked, ready: asyncio.Queue[ChunkDecoding | Exception | None]) -> None:
-        """Decode, submit and hand over chunk after chunk; an exception takes its place in the order."""
-        chunk, self._first = self._first, None
+    def _open_shelf(self, asked: Asked) -> Shelf | None:
+        """Finished chunks of such requests; None where none may be kept. What is drawn is drawn anew each time."""
+        request, spec, store = self.request, self.model.spec, self._transcriber.store
+        drawn = request.sampling.temperature > 0 and request.sampling.seed is None
+        if store is None or drawn or not self._caller.keep:
+            return None
+        model = (spec.id, spec.revision, self.model.fingerprint, asked.worker.backend.description)
+        about = (self._caller.key, model, request, asked.job.prompt, self._settings.tokens_per_second)
+        return Shelf(store, about, self._transcriber.metrics)
+
+    async def _submit_chunks(self, asked: Asked, ready: Ready) -> None:
+        """Decode, find or submit, and hand over chunk after chunk; an exception takes its place in the order."""
         try:
-            while chunk:
-                decoding = ChunkDecoding(asked, chunk)
-                self._decodings.append(decoding)
-                await ready.put(decoding)
-                chunk = await self._next_chunk()
+            while chunk := await self.reader.next():
+                found = await self._shelf.find(chunk) if self._shelf else None
+                self._decodings.append(found or ChunkDecoding(asked, chunk))
+                self.progress.take(chunk.end_ms, stored=found is not None)
+                await ready.put(self._decodings[-1])
+            self.progress.take_all(self.reader.decoded_ms)
             await ready.put(None)
         except Exception as error:  # noqa: BLE001 - raised again by events(), after the chunks before it
             await ready.put(error)
 
-    def _written(self, decoding: ChunkDecoding, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """The events of a chunk, with what is always written in one way."""
+    def _written(self, decoding: ChunkDecoding | Replay, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
+        """The events of a chunk, which are kept as they are heard, with what is always written in one way."""
         events, replacements = decoding.events(separate), self._transcriber.replacements
+        if self._shelf and isinstance(decoding, ChunkDecoding):
+            events = self._shelf.keep(decoding.chunk, events, separate)
         return replaced(events, replacements) if replacements else events
 
     async def close(self) -> None:
@@ -210,13 +236,13 @@ class Transcription:
             return
         self._closed = True
         self._transcriber.admission.leave()
+        self.progress.end("cancelled")  # unless it has ended
         if self._producer:
             self._producer.cancel()
             await asyncio.gather(self._producer, return_exceptions=True)
         for decoding in self._decodings:
             decoding.cancel()
-        async with self._decoding:
-            self._audio.close()
+        await self.reader.close()
 
 
 def _prompt(tokenizer: VoxtralTokenizer, request: TranscriptionRequest) -> Prompt:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 class Slot(Enum):
@@ -94,6 +94,9 @@ class TextToken:
     bytes: bytes
     logprob: float  # natural logarithm
     top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens there, if they were asked for
+
+    # In JSON, as the store keeps it.
+    __pydantic_config__: ClassVar = {"ser_json_bytes": "base64", "val_json_bytes": "base64"}
 
     @property
     def text(self) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from api import chat, health, models, operations, transcriptions, translations
+from api import chat, health, models, operations, progress, transcriptions, translations
 
-ROUTERS: tuple[APIRouter, ...] = (transcriptions.router, translations.router, chat.router, models.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    transcriptions.router, translations.router, progress.router, chat.router, models.router,
+)  # fmt: skip
 UNVERSIONED_ROUTERS: tuple[APIRouter, ...] = (health.router, operations.router)
 # What these read from JSON bodies themselves, for the documentation.
 BODIES: tuple[type[BaseModel], ...] = (chat.ChatBody, models.ModelName, models.Pull)

@@ -81,16 +81,17 @@ async def complete(request: Request) -> Response:
     if in_chunks:
         instructed = None if means_transcription(conversation) else spoken_in(conversation, language)
         asked = TranscriptionRequest(language, instructed, body.sampling, body.token_limit, keywords)
-        transcription = await service.open(model, asked, files[0])
+        transcription = await service.open(request, model, asked, files[0])
         events, close = _answered(transcription.events()), transcription.close
+        progress = transcription.progress
     else:
         question = spoken_in(conversation, language)
         wanted = AnswerRequest(question, body.sampling, body.n, body.stops, body.token_limit, keywords)
         reply = await service.reply(model, wanted, files)
-        events, close = reply.events(), reply.close
+        events, close, progress = reply.events(), reply.close, None
     completion = ChatCompletion(body.model, bool(body.logprobs))
     if body.stream:
-        return service.stream(completion.frames(events, body.wants_usage), close)
+        return service.stream(completion.frames(events, body.wants_usage), close, progress=progress)
     return await service.whole(request, fold_answers(events), close, partial(_answer, completion))
 
 

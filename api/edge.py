@@ -102,8 +102,13 @@ class LimitRate:
 
     def _client(self, scope: Scope) -> str:
         if self._by_key:
-            return _digest(_bearer(Headers(scope=scope))).hex()
+            return key_digest(Headers(scope=scope))
         return scope["client"][0] if scope["client"] else ""
+
+
+def key_digest(headers: Headers) -> str:
+    """SHA-256 of the API key that a client has sent, in hexadecimal."""
+    return _digest(_bearer(headers)).hex()
 
 
 def _is_open(scope: Scope) -> bool:

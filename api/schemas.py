@@ -94,6 +94,23 @@ class Transcription(Answer):
     logprobs: list[Logprob] | None = Field(None, description="where include asked for them")
 
 
+class Progress(Answer):
+    """How far a transcription is."""
+
+    id: str
+    object: Literal["transcription.progress"]
+    state: Literal["queued", "running", "finished", "failed", "cancelled"] = Field(
+        description="queued: waits for the model or a place in its batch; cancelled: the client left before the end"
+    )
+    audio_seconds_done: float = Field(description="of the recording, up to where its transcript is whole")
+    audio_seconds: float | None = Field(description="of the whole recording; null: its container does not say")
+    share: float | None = Field(description="of it that is done, 0 to 1")
+    elapsed_seconds: float
+    remaining_seconds: float | None = Field(description="at the pace so far; null: too early to tell")
+    chunks_done: int
+    chunks_stored: int = Field(description="of these, kept from an earlier request, which cost no time")
+
+
 class DurationUsage(Answer):
     type: Literal["duration"]
     seconds: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
@@ -10,8 +11,10 @@ from typing import Any, BinaryIO, TypeVar
 from fastapi import Request
 from starlette.responses import Response
 
+import logs
 from admission import Admission
 from api import fields
+from api.edge import key_digest
 from api.errors import CLIENT_GONE, ApiError, describe, invalid
 from api.remote import RemoteAudio
 from api.uploads import sent_audio
@@ -19,8 +22,9 @@ from audio_processor import AudioFile, AudioLimits
 from config import Settings
 from metrics import Metrics
 from model_manager import Model, ModelManager
+from progress import Caller, Progress
 from responder import AnswerRequest, Reply, Responder
-from streaming import EventStream, sse, until_disconnect
+from streaming import KEEPALIVE, EventStream, sse, until_disconnect
 from transcriber import Transcriber, Transcription, TranscriptionRequest
 
 Result = TypeVar("Result")
@@ -57,8 +61,14 @@ class Service:
             raise invalid("file_url", "There is a recording besides file_url. Send one of them.")
         return await self.remote.fetch(address, "file_url")
 
-    async def open(self, model: Model, request: TranscriptionRequest, file: BinaryIO) -> Transcription:
-        return await self.transcriber.open(model, request, await asyncio.to_thread(self._audio, file))
+    def caller(self, request: Request) -> Caller:
+        key = key_digest(request.headers) if self.settings.api_keys else ""
+        keep = "no-store" not in request.headers.get("cache-control", "").lower()
+        return Caller(logs.request_id.get(), key, keep)
+
+    async def open(self, request: Request, model: Model, wanted: TranscriptionRequest, file: BinaryIO) -> Transcription:
+        audio = await asyncio.to_thread(self._audio, file)
+        return await self.transcriber.open(model, wanted, audio, self.caller(request))
 
     async def reply(self, model: Model, request: AnswerRequest, files: list[BinaryIO]) -> Reply:
         audio: list[AudioFile] = []
@@ -79,10 +89,13 @@ class Service:
         frames: AsyncGenerator[bytes],
         close: Callable[[], Awaitable[None]],
         error_frame: Callable[[dict[str, Any]], bytes] = sse,
+        progress: Progress | None = None,
     ) -> Response:
-        return EventStream(
-            frames, self.settings.heartbeat_seconds, lambda error: error_frame(describe(error).body), close
-        )
+        def heartbeat() -> str:
+            return f"{KEEPALIVE} {json.dumps(figures(progress))}" if progress else KEEPALIVE
+
+        seconds = self.settings.heartbeat_seconds
+        return EventStream(frames, seconds, lambda error: error_frame(describe(error).body), close, heartbeat)
 
     async def whole(
         self,
@@ -97,6 +110,24 @@ class Service:
         finally:
             await close()
         return Response(status_code=CLIENT_GONE) if result is None else render(result)
+
+
+def figures(progress: Progress) -> dict[str, Any]:
+    """How far a transcription is, as clients read it."""
+
+    def rounded(value: float | None, digits: int = 1) -> float | None:
+        return None if value is None else round(value, digits)
+
+    return {
+        "state": progress.state,
+        "audio_seconds_done": progress.done_ms / 1000,
+        "audio_seconds": None if progress.duration_ms is None else progress.duration_ms / 1000,
+        "share": rounded(progress.share, 3),
+        "elapsed_seconds": rounded(progress.elapsed_seconds),
+        "remaining_seconds": rounded(progress.remaining_seconds),
+        "chunks_done": progress.chunks_done,
+        "chunks_stored": progress.chunks_stored,
+    }
 
 
 def service_of(request: Request) -> Service:

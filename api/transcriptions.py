@@ -145,14 +145,14 @@ async def answer_audio(request: Request, task: Task) -> Response:
             raise unsupported("chunking_strategy", "This server does not look for speech. Leave chunking_strategy out.")
         model = service.model(call.shape.model)
         file = await service.recording(values)
-    transcription = await service.open(model, call.request, file)
-    events, close = transcription.events(), transcription.close
+    transcription = await service.open(request, model, call.request, file)
+    events, close, progress = transcription.events(), transcription.close, transcription.progress
     if not call.stream:
         shaped = partial(FORMATS[call.response_format], shape=call.shape)
         return await service.whole(request, fold(events), close, shaped)
     if speaks_mistral(request.headers, values):
-        return service.stream(mistral_frames(events, call.shape.model), close, mistral_error)
-    return service.stream(openai_frames(events, call.shape.logprobs), close)
+        return service.stream(mistral_frames(events, call.shape.model), close, mistral_error, progress)
+    return service.stream(openai_frames(events, call.shape.logprobs), close, progress=progress)
 
 
 def parse(values: Mapping[str, Any], task: Task) -> AudioCall:

@@ -1,10 +1,10 @@
 """Memory, first text and speed of this server as recordings grow longer.
 
-    python -m bench.memory [--minutes 1,10,60,180] [-- ARGUMENTS OF main.py, --demo unless given]
+    python -m bench.memory [--minutes 1,10,60,180] [--spoken 60] [-- ARGUMENTS OF main.py, --demo unless given]
 
 Starts a server of its own for each length, so that none profits from what another left. The recording is the committed
-clips over and over, a FLAC on disk. Memory is the largest resident set of the server's process while it worked, beside
-what it held before.
+clips over and over, with silence for what is left of a minute after `--spoken` seconds. Memory is the largest resident
+set of the server's process while it worked, beside what it held before.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ def server(options: list[str]) -> Iterator[tuple[str, psutil.Process]]:
             process.terminate()
 
 
-def recording(minutes: int) -> bytes:
-    """FLAC, built a minute at a time."""
+def recording(minutes: int, spoken: int) -> bytes:
+    """FLAC, built a minute at a time, of which so many seconds are speech."""
     clips = [sf.read(file, dtype="int16") for file in sorted(CLIPS.glob("voice_*.flac"))]
     minute = np.resize(np.concatenate([samples for samples, _ in clips]), 60 * clips[0][1])
+    minute[spoken * clips[0][1] :] = 0
     file = io.BytesIO()
     with sf.SoundFile(file, "w", clips[0][1], 1, format="FLAC", subtype="PCM_16") as output:
         for _ in range(minutes):
@@ -69,12 +70,12 @@ async def largest(process: psutil.Process, work: asyncio.Task[Heard]) -> int:
     return most
 
 
-async def grow(url: str, process: psutil.Process, minutes: int) -> tuple[object, ...]:
+async def grow(url: str, process: psutil.Process, minutes: int, spoken: int) -> tuple[object, ...]:
     """A row of the table."""
     peer = ServerPeer(url, "whisper-1", None)
-    await peer.hear(recording(1))  # what any work needs is there now
+    await peer.hear(recording(1, spoken))  # what any work needs is there now
     before = process.memory_info().rss
-    work = asyncio.create_task(peer.hear(recording(minutes)))
+    work = asyncio.create_task(peer.hear(recording(minutes, spoken)))
     most = await largest(process, work)
     heard = await work
     await peer.close()
@@ -85,7 +86,7 @@ def measure(args: argparse.Namespace) -> str:
     rows = []
     for minutes in args.minutes:
         with server(args.options or ["--demo"]) as (url, process):
-            rows.append(asyncio.run(grow(url, process, minutes)))
+            rows.append(asyncio.run(grow(url, process, minutes, args.spoken)))
     heads = ("minutes", "MB before", "MB more", "first text, s", "end, s", "times real time")
     return table(heads, rows)
 
@@ -93,6 +94,7 @@ def measure(args: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=numbers, default=(1, 10, 60))
+    parser.add_argument("--spoken", type=int, default=60, help="seconds of each minute in which somebody speaks")
     parser.add_argument("options", nargs="*", help="arguments of main.py, after --")
     print(measure(parser.parse_args()))
 

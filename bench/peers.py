@@ -48,7 +48,8 @@ class ServerPeer:
         if tokens:
             self._form["max_completion_tokens"] = str(tokens)
         limits = httpx.Limits(max_connections=None)
-        self._client = httpx.AsyncClient(base_url=url, timeout=7200, limits=limits)
+        decoding_anew = {"Cache-Control": "no-store"}  # what this server has kept of an earlier round is not measured
+        self._client = httpx.AsyncClient(base_url=url, timeout=7200, limits=limits, headers=decoding_anew)
 
     async def hear(self, audio: bytes) -> Heard:
         started, first = time.perf_counter(), None

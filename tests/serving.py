@@ -19,9 +19,10 @@ OWN_VARIABLES = {name.upper() for name in Settings.model_fields}
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """This process's environment without settings of ours that happen to be in it, plus `settings`."""
+    """This process's environment without settings of ours that happen to be in it, plus `settings`. No chunk is kept:
+    tests mean what the model does, and the user's cache is not theirs."""
     kept = {k: v for k, v in os.environ.items() if k not in OWN_VARIABLES}
-    return {**kept, "HF_HUB_OFFLINE": "1", **settings}
+    return {**kept, "HF_HUB_OFFLINE": "1", "CHUNK_STORE_MB": "0", **settings}
 
 
 class Server:

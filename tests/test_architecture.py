@@ -19,16 +19,17 @@ LAYERS = (
     ("decoding",),
     ("chunk_text",),
     ("continuation",),
-    ("answer",),
+    ("answer", "store"),
     ("model_manager",),
     ("model_store",),
     ("model_table",),
     ("engine",),
+    ("chunk_reader",),
     ("chunking",),
     ("voice_activity",),
     ("audio_processor",),
     ("replacements",),
-    ("admission", "config", "languages", "logs", "metrics", "transcript"),
+    ("admission", "config", "languages", "logs", "metrics", "progress", "transcript"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -83,9 +83,9 @@ def test_quality_tells_what_is_wrong_with_a_word() -> None:
 
 
 def test_memory_starts_its_own_server() -> None:
-    args = memory.argparse.Namespace(minutes=numbers("1"), options=["--demo"])
+    args = memory.argparse.Namespace(minutes=numbers("2"), spoken=10, options=["--demo"])
     ((minutes, before, *_, speed),) = rows(memory.measure(args))
-    assert minutes == "1"
+    assert minutes == "2"
     assert float(before) > 100
     assert float(speed) > 0
 

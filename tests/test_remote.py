@@ -324,7 +324,7 @@ def test_a_recording_and_an_address_or_too_many_addresses_are_refused(inner: Ser
 
 @pytest.mark.anyio
 async def test_a_recording_at_an_address_is_transcribed_however_it_is_named(host: Host) -> None:
-    app = create_app(Settings(voxtral_model_id=str(DEMO_MODEL), audio_chunk_size_seconds=15))
+    app = create_app(Settings(voxtral_model_id=str(DEMO_MODEL), audio_chunk_size_seconds=15, chunk_store_mb=0))
     state = app._app.state
     state.service = dataclasses.replace(state.service, remote=fetcher(host))
     state.service.remote._resolve = Resolver("127.0.0.1")

@@ -10,7 +10,7 @@ import pytest
 from answer import Answer, AnswerDelta, AnswerDone, AnswerEvent
 from api.chat_wire import ChatCompletion
 from api.transcription_wire import mistral_frames, openai_frames
-from streaming import HEARTBEAT, EventStream, sse, until_disconnect, with_heartbeats
+from streaming import EventStream, comment, sse, until_disconnect, with_heartbeats
 from transcript import Event, Finished, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage, fold
 
 pytestmark = pytest.mark.anyio
@@ -81,11 +81,11 @@ async def test_heartbeats_come_only_while_nothing_else_does() -> None:
         await asyncio.sleep(0.25)
         yield b"b"
 
-    frames = [frame async for frame in with_heartbeats(slow(), 0.1)]
+    frames = [frame async for frame in with_heartbeats(slow(), 0.1, lambda: "still here")]
     assert frames[0] == b"a"
     assert frames[-1] == b"b"
     assert frames[1:-1]
-    assert set(frames[1:-1]) == {HEARTBEAT}
+    assert set(frames[1:-1]) == {comment("still here")} == {b": still here\n\n"}
 
 
 class Wire:

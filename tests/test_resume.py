@@ -1,0 +1,231 @@
+"""Long recordings that are sent again go on where they were, also after the server was killed; and how far they are."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.serving import Server
+from tests.speech import assert_heard, clip, wav
+
+URL, CHAT = "/v1/audio/transcriptions", "/v1/chat/completions"
+ANN, BOB = {"Authorization": "Bearer key-of-ann"}, {"Authorization": "Bearer key-of-bob"}
+NAMES = ("gain0", "voice_en-us", "gain-10", "voice_en-us+m1", "voice_en-us+m8") * 2
+WORDS = " ".join(clip(name).words for name in NAMES)
+# One chunk after the other, so that there is a moment at which most of them are done.
+SETTINGS = {
+    "API_KEYS": "key-of-ann,key-of-bob", "CHUNK_STORE_MB": "50", "MAX_BATCH_SIZE": "1", "HEARTBEAT_SECONDS": "0.02",
+}  # fmt: skip
+
+
+def recording(names: tuple[str, ...]) -> bytes:
+    """With a pause of 6 s behind each clip, which ends a chunk."""
+    return wav(np.concatenate([np.pad(clip(name).samples(), (0, 96_000)) for name in names]))
+
+
+LONG, SHORT = recording(NAMES), recording(NAMES[:2])
+
+
+def post(server: Server, headers: dict[str, str], file: bytes = LONG, **fields: str) -> httpx.Response:
+    data = {"model": "whisper-1", "language": "en", **fields}
+    return server.client.post(URL, files={"file": file}, data=data, headers=headers)
+
+
+def progress(server: Server, request_id: str, headers: dict[str, str]) -> dict[str, Any]:
+    response = server.client.get(f"/v1/transcriptions/{request_id}", headers=headers)
+    return response.json() if response.status_code == 200 else {"share": 0}
+
+
+def until(server: Server, request_id: str, headers: dict[str, str], share: float) -> dict[str, Any]:
+    """The figures of a request once so much of it is done."""
+    give_up = time.monotonic() + 60
+    while (figures := progress(server, request_id, headers))["share"] < share:
+        assert time.monotonic() < give_up, f"not within a minute: {figures}"
+        time.sleep(0.01)
+    return figures
+
+
+def lookups(server: Server) -> np.ndarray:
+    """Chunks that were found, and those that were not."""
+    lines = dict(line.rsplit(" ", 1) for line in server.client.get("/metrics", headers=ANN).text.splitlines())
+    names = (f'voxtral_stored_chunks_total{{result="{result}"}}' for result in ("hit", "miss"))
+    return np.array([int(float(lines.get(name, 0))) for name in names])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def at_the_kill(folder: Path) -> dict[str, Any]:
+    """How far a transcription for Ann was when its server was killed."""
+    with Server("--demo", CHUNK_STORE_DIR=str(folder), **SETTINGS) as server:
+        failed: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                post(server, ANN | {"x-request-id": "killed"})
+            except httpx.TransportError as error:
+                failed.append(error)
+
+        client = threading.Thread(target=ask)
+        client.start()
+        figures = until(server, "killed", ANN, 0.7)
+        server.process.kill()
+        client.join()
+        assert failed
+    return figures
+
+
+@pytest.fixture(scope="module")
+def keeping(at_the_kill: dict[str, Any], folder: Path) -> Iterator[Server]:
+    """The server that comes after it, with the same store."""
+    with Server("--demo", CHUNK_STORE_DIR=str(folder), **SETTINGS) as server:
+        yield server
+
+
+def test_a_killed_server_goes_on_where_it_was_and_gives_what_an_undisturbed_one_gives(
+    keeping: Server, at_the_kill: dict[str, Any]
+) -> None:
+    """Undisturbed is Bob's request: he has another key, so nothing of Ann's is used for him."""
+    assert 0 < at_the_kill["chunks_done"] < len(NAMES)
+    assert at_the_kill["audio_seconds"] == pytest.approx(len(LONG) / 32_000, abs=0.01)
+    assert at_the_kill["remaining_seconds"] > 0
+    before = lookups(keeping)
+    resumed = post(keeping, ANN, response_format="verbose_json").json()
+    hits, misses = lookups(keeping) - before
+    assert hits >= at_the_kill["chunks_done"]
+    assert (hits + misses, misses > 0) == (len(NAMES), True)
+    before = lookups(keeping)
+    undisturbed = post(keeping, BOB, response_format="verbose_json").json()
+    assert tuple(lookups(keeping) - before) == (0, len(NAMES))
+    times = [[(segment["start"], segment["end"]) for segment in body["segments"]] for body in (resumed, undisturbed)]
+    assert resumed["text"] == undisturbed["text"]
+    assert times[0] == times[1]
+    assert_heard(WORDS, resumed["text"])
+
+
+def test_a_client_that_gave_up_and_sends_again_waits_for_the_rest_only(keeping: Server) -> None:
+    impatient = threading.Event()
+
+    def ask() -> None:
+        with keeping.client.stream(
+            "POST", URL, files={"file": LONG}, headers=ANN | {"x-request-id": "gave-up"},
+            data={"model": "whisper-1", "stream": "true"},
+        ) as response:  # fmt: skip
+            for _ in response.iter_lines():
+                if impatient.is_set():
+                    return
+
+    client = threading.Thread(target=ask)
+    client.start()
+    until(keeping, "gave-up", ANN, 0.3)
+    impatient.set()
+    client.join()
+    keeping.wait_until(lambda health: health["requests"] == 0)
+    left = progress(keeping, "gave-up", ANN)
+    assert left["state"] == "cancelled"
+    again = post(keeping, ANN | {"x-request-id": "again"}, language="")
+    assert_heard(WORDS, again.json()["text"])
+    ended = progress(keeping, "again", ANN)
+    assert ended["chunks_done"] > ended["chunks_stored"] >= left["chunks_done"] > 0
+
+
+def test_an_answer_from_the_store_is_the_first_one_byte_for_byte(keeping: Server) -> None:
+    fields = {"include[]": "logprobs", "timestamp_granularities[]": "segment", "prompt": "Letters."}
+    first = post(keeping, ANN, SHORT, **fields)
+    before = lookups(keeping)
+    again = post(keeping, ANN | {"x-request-id": "replayed"}, SHORT, **fields)
+    assert tuple(lookups(keeping) - before) == (2, 0)
+    assert again.content == first.content
+    assert again.json()["usage"]["output_tokens"] > 0
+    ended = progress(keeping, "replayed", ANN)
+    assert (ended["state"], ended["share"], ended["remaining_seconds"]) == ("finished", 1, 0)
+    assert ended["chunks_stored"] == ended["chunks_done"] == 2
+
+
+def test_a_kept_chunk_leaves_in_one_event_and_no_token_is_counted_twice(keeping: Server) -> None:
+    def tokens() -> str:
+        lines = keeping.client.get("/metrics", headers=ANN).text.splitlines()
+        return next(line for line in lines if line.startswith('voxtral_tokens_total{kind="output"}'))
+
+    before = tokens()
+    lines = post(keeping, ANN, stream="true").text.splitlines()
+    *deltas, done = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert len(deltas) == len(NAMES)
+    assert "".join(delta["delta"] for delta in deltas) == done["text"]
+    assert tokens() == before
+
+
+def test_a_chat_that_transcribes_uses_the_store_too(keeping: Server) -> None:
+    spoken = clip("voice_en-us")
+    body = {"model": "whisper-1", "audio": base64.b64encode(spoken.data).decode(), "messages": []}
+    body["messages"] = [{"role": "user", "content": "Transcribe the audio to natural text."}]
+    answers = [keeping.client.post(CHAT, json=body, headers=ANN | {"x-request-id": "chat"}).json() for _ in range(2)]
+    assert progress(keeping, "chat", ANN)["chunks_stored"] == 1
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert answers[0]["usage"] == answers[1]["usage"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers"), [({"temperature": "0.7"}, {}), ({}, {"Cache-Control": "no-store"})], ids=str
+)
+def test_what_is_drawn_or_not_to_be_kept_is_never_looked_for(
+    keeping: Server, fields: dict[str, str], headers: dict[str, str]
+) -> None:
+    before = lookups(keeping)
+    for _ in range(2):
+        post(keeping, ANN | headers, SHORT, **fields).raise_for_status()
+    assert tuple(lookups(keeping) - before) == (0, 0)
+
+
+def test_a_store_that_is_deleted_while_the_server_runs_harms_nothing(keeping: Server, folder: Path) -> None:
+    kept = post(keeping, ANN, SHORT).content
+    for file in folder.iterdir():
+        file.unlink()
+    for found in (0, 2):
+        before = lookups(keeping)
+        assert post(keeping, ANN, SHORT).content == kept
+        assert tuple(lookups(keeping) - before) == (found, 2 - found)
+
+
+def test_heartbeats_tell_how_far_a_stream_is(keeping: Server) -> None:
+    lines = post(keeping, BOB, SHORT, stream="true", prompt="Letters.").text.splitlines()
+    told = [json.loads(line.removeprefix(": keepalive ")) for line in lines if line.startswith(":")]
+    assert told
+    assert [figures["audio_seconds_done"] for figures in told] == sorted(
+        figures["audio_seconds_done"] for figures in told
+    )
+    assert told[-1]["state"] == "running"
+    assert 0 < told[-1]["share"] < 1
+    assert told[-1]["remaining_seconds"] > 0
+
+
+@pytest.mark.parametrize("path", ["/v1/transcriptions", "/v1/audio/transcriptions", "/transcriptions"])
+def test_progress_is_for_the_key_that_asked_and_for_known_requests(keeping: Server, path: str) -> None:
+    post(keeping, ANN | {"x-request-id": "anns"}, SHORT).raise_for_status()
+    assert keeping.client.get(f"{path}/anns", headers=ANN).json()["id"] == "anns"
+    for request_id, headers in (("anns", BOB), ("nobodys", ANN)):
+        response = keeping.client.get(f"{path}/{request_id}", headers=headers)
+        assert response.status_code == 404
+        assert (response.json()["error"]["code"], response.json()["error"]["param"]) == (
+            "request_not_found", "request_id",
+        )  # fmt: skip
+
+
+def test_a_refused_request_is_known_as_failed(keeping: Server) -> None:
+    data = wav(np.zeros(160, np.float32))
+    headers = ANN | {"x-request-id": "refused"}
+    refused = keeping.client.post(URL, files={"file": data}, data={"model": "whisper-1"}, headers=headers)
+    assert refused.status_code == 400
+    assert progress(keeping, "refused", ANN)["state"] == "failed"
