@@ -13,7 +13,7 @@ from transcript import TextDelta, TextToken
 
 class ChunkText:
     """Tokens to deltas. Tokens that repeat what stands before them are held back: once sent, text cannot be taken
-    back, and they may be the beginning of a loop."""
+    back, and they may be the beginning of a loop. After a long repeat nothing is told until all is known."""
 
     def __init__(self, separate: bool) -> None:
         """`separate`: text of another chunk stands before, put a space."""
@@ -28,7 +28,12 @@ class ChunkText:
         """What can be told now."""
         self.tokens.append(token)
         self._loops.add(token.id, token.bytes)
-        return None if self._loops.suspect else self._tell(len(self.tokens))
+        return None if self._loops.suspect or self.went_back else self._tell(len(self.tokens))
+
+    @property
+    def went_back(self) -> bool:
+        """Whether a long stretch of text stands twice."""
+        return self._loops.went_back
 
     @property
     def sound(self) -> int:

@@ -1,9 +1,10 @@
 """One chunk of audio to its events. Where the model fails on it, it is decoded again.
 
-A decoding has failed when it looped, or wrote more tokens than its audio can need. Then the audio is heard again in
-halves, and a half that fails in halves of its own, down to some seconds; what fails there too, with temperature. What
-fails to the end is kept as far as it is no repetition, and the segment says so. Of a decoding that failed some text may
-have left already; it stays, and the new text goes on behind it.
+A decoding has failed when it looped, wrote more tokens than its audio can need, or told a long stretch twice. Then the
+audio is heard again in halves, and a half that fails in halves of its own, down to some seconds. There a stretch that
+stands twice is believed, and the others are decoded with temperature. What fails to the end is kept as far as it is no
+repetition, and the segment says so. Of a decoding that failed some text may have left already; it stays, and the new
+text goes on behind it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("voxtral.decoding")
 
 LEAST_SECONDS = 8  # a shorter piece is not halved
-REASONS = {"loop": "the model repeated itself", "length": "the model wrote more than the audio can hold"}
+REASONS = {
+    "loop": "the model repeated itself",
+    "length": "the model wrote more than the audio can hold",
+    "stop": "a long stretch of the text stands twice",
+}
 TEMPERATURES = (0.2, 0.4, 0.8)  # that such a piece is tried with, where no higher one was asked for
 
 
@@ -92,7 +97,7 @@ class ChunkDecoding:
 
     async def _hear_again(self, samples: np.ndarray, failed: _Heard) -> list[_Heard]:
         """What is heard in the pieces of audio that failed as a whole."""
-        if len(samples) >= LEAST_SECONDS * SAMPLE_RATE:
+        if _can_be_halved(samples):
             return [heard for half in halves(samples) for heard in await self._hear(half)]
         for temperature in TEMPERATURES:
             heard = await self._decode(samples, max(temperature, failed.temperature))
@@ -136,8 +141,11 @@ class ChunkDecoding:
         done, job = self._stream.done, self._stream.job
         assert done is not None
         self._usage += Usage(done.text_tokens, done.audio_tokens, done.output_tokens)
-        # A cap that the client set, below that of the audio, is no failure.
-        failed = done.reason == "loop" or (done.reason == "length" and job.max_tokens < self._asked.job.max_tokens)
+        failed = {
+            "loop": True,
+            "length": job.max_tokens < self._asked.job.max_tokens,  # a cap that the client set is no failure
+            "stop": text.went_back and _can_be_halved(job.audio[0]),
+        }[done.reason]
         tokens = text.tokens[: text.sound] if failed else text.tokens
         return _Heard(tuple(tokens), job.sampling.temperature, done, failed)
 
@@ -153,3 +161,7 @@ class ChunkDecoding:
     @property
     def _place(self) -> str:
         return f"chunk {self.chunk.index}, {self.chunk.start / SAMPLE_RATE:.1f} s into the audio"
+
+
+def _can_be_halved(samples: np.ndarray) -> bool:
+    return len(samples) >= LEAST_SECONDS * SAMPLE_RATE

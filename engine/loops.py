@@ -14,6 +14,8 @@ from collections import deque
 LONGEST_PERIOD = 128  # tokens of what is repeated
 # Tokens in a row that stood so before, from which on text is suspect: a single one if it stood among the last few.
 NEAR, NEAR_SUSPECT, FAR_SUSPECT = 8, 1, 3
+# Tokens in a row that are told a second time from further back, which a place lost in the audio may explain.
+LONG_REPEAT = 12
 # Repeats that are a loop: two and, so that short words may be said often, as many more as have these tokens.
 LOOP_REPEATS, LOOP_TOKENS = 2, 24
 WINDOW = 128  # newest tokens, whose text is compressed ...
@@ -27,6 +29,7 @@ class LoopDetector:
     def __init__(self) -> None:
         self.count = 0
         self.looping = False
+        self.went_back = False  # a long stretch was told twice; perhaps it was also said twice
         self._places: dict[int, deque[int]] = {}  # token -> where it stands among the newest
         self._runs: dict[int, int] = {}  # period -> newest tokens in a row that equal the one a period before
         self._window: deque[bytes] = deque(maxlen=WINDOW)
@@ -42,9 +45,16 @@ class LoopDetector:
         self._window.append(text)
         self.count += 1
         self.looping = self._is_periodic() or self._is_compressible()
+        self.went_back |= self._is_long_repeat()
 
     def _is_periodic(self) -> bool:
         return any(run >= LOOP_REPEATS * period + LOOP_TOKENS for period, run in self._runs.items())
+
+    def _is_long_repeat(self) -> bool:
+        """Not of a word or two that are said again and again."""
+        far = max((run for period, run in self._runs.items() if period > NEAR), default=0)
+        near = max((run for period, run in self._runs.items() if period <= NEAR), default=0)
+        return far >= LONG_REPEAT and far > near
 
     def _is_compressible(self) -> bool:
         if len(self._window) < WINDOW or self.count % EVERY:

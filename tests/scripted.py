@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -23,17 +24,18 @@ WORDS = (
 ).split()  # each is one token of the demo model
 
 
-def spoken(count: int) -> np.ndarray:
-    """Samples of the first `count` WORDS: 0.7 s of a level that names the word, then 0.3 s of silence."""
-    levels = np.repeat((np.arange(count) + 1) / 100, SAMPLE_RATE).astype(np.float32).reshape(count, SAMPLE_RATE)
+def spoken(words: Sequence[str]) -> np.ndarray:
+    """Samples of WORDS: for each 0.7 s of a level that names it, then 0.3 s of silence."""
+    levels = np.repeat([(WORDS.index(word) + 1) / 100 for word in words], SAMPLE_RATE).astype(np.float32)
+    levels = levels.reshape(-1, SAMPLE_RATE)
     levels[:, int(0.7 * SAMPLE_RATE) :] = 0
     return levels.ravel()
 
 
 def words_in(samples: np.ndarray) -> list[str]:
-    """The WORDS whose level is there for half a second or more."""
-    numbers, counts = np.unique(np.round(samples * 100).astype(int), return_counts=True)
-    return [WORDS[n - 1] for n, c in zip(numbers, counts, strict=True) if n and c >= SAMPLE_RATE // 2]
+    """The WORDS whose level lasts for half a second or more."""
+    runs = ((number, len([*run])) for number, run in groupby(np.round(samples * 100).astype(int).tolist()))
+    return [WORDS[number - 1] for number, length in runs if number and length >= SAMPLE_RATE // 2]
 
 
 @cache

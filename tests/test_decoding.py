@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +21,8 @@ from engine.core import Job, Sampling
 from engine.loops import FAR_SUSPECT
 from engine.worker import Worker
 from tests.scripted import WORDS, ScriptedBackend, spoken, words_in
-from tests.speech import SAMPLE_RATE, word_errors
+from tests.serving import Server
+from tests.speech import SAMPLE_RATE, clip, word_errors
 from transcript import Segment, TextDelta
 
 Script = Callable[[Job], str]
@@ -36,15 +40,16 @@ class Told:
         return "".join(delta.text for delta in self.deltas)
 
 
-def tell(script: Script, seconds: int = 60, separate: bool = False, **asked: object) -> Told:
-    """The events of a chunk in which the first `seconds` WORDS are spoken."""
+def tell(script: Script, seconds: int = 60, separate: bool = False, words: Sequence[str] = (), **asked: object) -> Told:
+    """The events of a chunk in which `words` or the first `seconds` WORDS are spoken, one each second."""
+    samples = spoken(words or WORDS[:seconds])
     backend = ScriptedBackend(script)
     worker = Worker(backend)
     prompt = backend.tokenizer.transcription_prompt("en")
     job = replace(Job(prompt, (), backend.context_length, Sampling(), loops_end=True), **asked)
 
     async def events() -> Told:
-        decoding = ChunkDecoding(Asked(worker, "test", job, Settings().token_cap), Chunk(0, 0, spoken(seconds)))
+        decoding = ChunkDecoding(Asked(worker, "test", job, Settings().token_cap), Chunk(0, 0, samples))
         *deltas, done = [event async for event in decoding.events(separate)]
         return Told(deltas, done.segment, backend.jobs)
 
@@ -91,6 +96,24 @@ def test_a_chunk_that_loops_is_decoded_again_in_halves_cut_in_pauses() -> None:
     assert told.segment.usage.audio_ms == 60_000
     assert told.segment.usage.audio_tokens == 3 * 375
     assert told.segment.compression_ratio < 2
+
+
+def test_a_stretch_that_is_told_twice_is_heard_again_before_it_leaves() -> None:
+    def goes_back(job: Job) -> str:
+        words = words_in(job.audio[0])
+        return " ".join([*words[:30], *words[10:]])
+
+    told = tell(longer_than(40, goes_back))
+    assert word_errors(" ".join(WORDS[:60]), told.text) < FAR_SUSPECT
+    assert (told.segment.lapse, len(told.jobs)) == (None, 3)
+
+
+def test_a_stretch_that_was_said_twice_is_told_twice() -> None:
+    """Also within one half, and within a piece that is too short to be halved."""
+    for words in ([*WORDS[:20], *WORDS[:20]], [*WORDS[:30], *WORDS[10:30], *WORDS[30:70]], [*WORDS[:13]] * 3):
+        told = tell(lambda job: " ".join(words_in(job.audio[0])), words=words)
+        assert told.text.split() == words
+        assert (told.segment.lapse, len(told.jobs) > 1) == (None, True)
 
 
 def test_halves_that_fail_are_halved_again_and_the_others_are_not() -> None:
@@ -176,3 +199,31 @@ def test_whatever_loops_in_long_audio_every_word_is_told_and_repeats_do_not_leav
     assert word_errors(expected, told.text) < FAR_SUSPECT
     assert set(expected.split()) <= set(told.text.split())
     assert told.segment.lapse is None
+
+
+def test_a_loop_that_nothing_ends_is_cut_off_and_the_client_is_told(server: Server) -> None:
+    """The demo model, made to write one word for ever."""
+    spoken, url = clip("voice_en-us"), "/v1/audio/transcriptions"
+    heard = server.client.post(
+        url, files={"file": spoken.data}, data={"model": "whisper-1", "response_format": "verbose_json"}
+    )
+    token = heard.json()["segments"][0]["tokens"][0]
+    body = {"model": "whisper-1", "audio": base64.b64encode(spoken.data).decode(), "logit_bias": {str(token): 100}}
+    body["messages"] = [{"role": "user", "content": "Transcribe this audio."}]
+    (choice,) = server.client.post("/v1/chat/completions", json=body).json()["choices"]
+    assert choice["message"]["content"] == heard.json()["text"].split()[0]
+    assert choice["finish_reason"] == "length"
+
+
+def test_a_text_that_a_client_cuts_short_is_warned_of_in_answers_and_streams(server: Server) -> None:
+    def post(**fields: str) -> httpx.Response:
+        data = {"model": "whisper-1", "max_completion_tokens": "3", **fields}
+        return server.client.post("/v1/audio/transcriptions", files={"file": clip("voice_en-us").data}, data=data)
+
+    verbose = post(response_format="verbose_json").json()
+    (warning,) = verbose["warnings"]
+    (segment,) = verbose["segments"]
+    assert (warning["code"], warning["start"], warning["end"]) == ("length", segment["start"], segment["end"])
+    assert post().json()["warnings"] == [warning]
+    done = json.loads(post(stream="true").text.strip().splitlines()[-1].removeprefix("data: "))
+    assert (done["text"], done["warnings"]) == (verbose["text"], [warning])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.loops import FAR_SUSPECT, LOOP_TOKENS, NEAR, WINDOW, LoopDetector
+from engine.loops import FAR_SUSPECT, LONG_REPEAT, LOOP_TOKENS, NEAR, WINDOW, LoopDetector
 from tests.scripted import tokenizer
 from tests.speech import ALL_CLIPS
 
@@ -56,6 +56,16 @@ def test_what_stands_before_a_loop_and_its_first_round_are_sound(before: list[in
 def test_a_word_that_is_said_eight_times_is_no_loop(before: list[int], word: list[int], after: list[int]) -> None:
     apart = [token + 20_000 for token in before], [token + 40_000 for token in after]
     assert not fed(apart[0] + word * 8 + apart[1]).looping
+
+
+@given(
+    stretch=st.lists(TOKENS, min_size=NEAR + 1, max_size=40, unique=True),
+    between=st.lists(TOKENS, max_size=60, unique=True),
+)
+def test_a_long_stretch_that_stands_twice_is_noticed(stretch: list[int], between: list[int]) -> None:
+    tokens = [*stretch, *(token + 20_000 for token in between), *stretch]
+    assert fed(tokens).went_back == (len(stretch) >= LONG_REPEAT)
+    assert not fed([1, 2] * 20).went_back
 
 
 @given(phrase=st.lists(TOKENS, min_size=8, max_size=40, unique=True))
