@@ -105,9 +105,13 @@ def _gauges(models: ModelManager, admission: Admission) -> Gauges:
             ("voxtral_requests_active", "Requests at work or waiting", "", lambda: [("", admission.active)]),
             ("voxtral_batch_size", "Chunks decoded together now", "model", workers(lambda worker: worker.running)),
             ("voxtral_chunks_waiting", "Chunks that wait for a place", "model", workers(lambda worker: worker.waiting)),
+            (
+                "voxtral_engine_busy_seconds", "Time that the model computed since it was loaded", "model",
+                workers(lambda worker: worker.busy_seconds),
+            ),
             ("voxtral_model_memory_bytes", "Weights", "model", workers(lambda worker: worker.backend.memory_bytes)),
         ]
-    )
+    )  # fmt: skip
 
 
 async def _prepare_model(models: ModelManager, download: bool) -> None:

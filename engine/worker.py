@@ -15,6 +15,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -97,6 +98,7 @@ class Worker:
         )
         self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[JobStream, Any]]] = {}
         self._closing = False
+        self.busy_seconds = 0.0  # spent on jobs, not on waiting for them
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -160,9 +162,11 @@ class Worker:
     def _run(self) -> None:
         try:
             while self._receive():
+                started = time.monotonic()
                 self._prefill_waiting()
                 self._decode_step()
                 self._emit()
+                self.busy_seconds += time.monotonic() - started
         except BaseException:
             log.exception("the inference thread died; the model is loaded again at the next request")
         finally:

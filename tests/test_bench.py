@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import accuracy, gpu, latency, linear, memory, quality, throughput
+from bench import accuracy, gpu, latency, linear, memory, overhead, quality, throughput
 from bench.peers import arguments, numbers
 from config import DEMO_MODEL
 from tests.serving import Server
@@ -30,6 +30,14 @@ def test_throughput_compares_peers_on_the_same_files(server: Server, tmp_path: P
     assert "times real time" in args.plot.read_text()
     assert all(float(row[3]) > 0 for row in measured)
     assert [float(row[4]) for row in measured if row[1] in server.url] == [1, 1]
+
+
+def test_overhead_is_what_the_model_waits(server: Server) -> None:
+    args = arguments("overhead").parse_args([server.url, "--requests", "2", "--rounds", "1"])
+    ((requests, wall, busy, share),) = rows(asyncio.run(overhead.measure(args)))
+    assert requests == "2"
+    assert 0 < float(busy) < float(wall)
+    assert 0 < float(share) < 100
 
 
 def test_latency_has_the_crowd_and_the_long_file(server: Server) -> None:
