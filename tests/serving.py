@@ -25,6 +25,16 @@ def clean_environment(**settings: str) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", "CHUNK_STORE_MB": "0", **settings}
 
 
+def run_cli(server: str, *arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m cli`, to its end."""
+    result = subprocess.run(
+        [sys.executable, "-m", "cli", *arguments],
+        cwd=ROOT, env=clean_environment(VOXTRAL_SERVER=server, **environment), input=stdin, capture_output=True,
+        timeout=100, check=False,
+    )  # fmt: skip
+    return subprocess.CompletedProcess(result.args, result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
 class Server:
     """`with Server("--demo") as server:` serves on a free port and has loaded its model when the body runs."""
 

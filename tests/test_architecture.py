@@ -68,6 +68,17 @@ def test_only_the_edges_know_http_and_only_the_engine_knows_torch(path: Path) ->
         assert "environ" not in path.read_text()
 
 
+def test_the_command_line_and_the_server_know_each_other_by_http_only() -> None:
+    own = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}
+    for path in SOURCES:
+        names = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        if path.parent.name == "cli":
+            assert not names & (own - {"cli"}), f"{path.name} imports the server"
+            assert "environ" not in path.read_text()
+        else:
+            assert "cli" not in names, f"{path.name} imports the command line"
+
+
 def test_files_and_functions_stay_small() -> None:
     for path in SOURCES:
         text = path.read_text()

@@ -15,7 +15,7 @@ from openai import NotFoundError, OpenAI
 
 from config import DEMO_MODEL
 from tests.hub import Hub
-from tests.serving import Server
+from tests.serving import Server, run_cli
 from tests.speech import assert_heard, clip
 
 REPOSITORY = "someone/voxtral-copy"
@@ -131,6 +131,17 @@ def test_a_pull_without_streaming_answers_at_the_end(demo: Server) -> None:
     assert (response.status_code, response.json()) == (200, {"status": "success"})
     again = demo.client.post("/v1/models/pull", json={"model_name": REPOSITORY, "stream": False})
     assert again.json() == {"status": "success"}
+
+
+def test_the_command_line_pulls_and_lists_models_and_tells_what_cannot_be_pulled(demo: Server) -> None:
+    pulled = run_cli(demo.url, "pull", REPOSITORY)
+    assert (pulled.returncode, pulled.stdout, pulled.stderr) == (0, "", "")
+    rows = [row.split() for row in run_cli(demo.url, "models").stdout.splitlines()]
+    assert [row[0] for row in rows] == ["voxtral-demo", REPOSITORY]
+    assert rows[1][1:] == ["on", "disk"]
+    refused = run_cli(demo.url, "pull", "someone/nothing")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("voxtral: The Hub has no model someone/nothing")
 
 
 def test_a_pull_of_what_is_no_model_says_so(demo: Server, hub: Hub) -> None:

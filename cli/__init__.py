@@ -1,0 +1,1 @@
+"""The command line: a client of the HTTP API, and of nothing else of this repository."""

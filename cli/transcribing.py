@@ -1,0 +1,191 @@
+"""Recordings to transcripts: several at once at the server, each written out whole and in the order they were given."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from cli.client import Client, Failure, NoServer, Readable, Recording, Wanted
+from cli.recordings import Counted, seconds_of, stdin_pipe
+from cli.screen import Screen
+
+COLUMNS = (
+    SpinnerColumn(),
+    TextColumn("{task.description}", markup=False),
+    BarColumn(),
+    TextColumn("{task.fields[amount]}"),
+    TimeElapsedColumn(),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One transcript to be made."""
+
+    source: Path | None  # None: what is piped in
+    target: Path | None  # None: to stdout
+    overwrite: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.source) if self.source else "stdin"
+
+    @property
+    def once(self) -> bool:
+        """Whether it can be read only once, as pipes can."""
+        return self.source is None or not self.source.is_file()
+
+
+class Bar:
+    """Of one job: bytes sent, then seconds heard."""
+
+    def __init__(self, progress: Progress, job: Job) -> None:
+        self._progress, self._job, self._sent = progress, job, 0
+        self._task: TaskID | None = None
+
+    def sending(self, size: int | None) -> None:
+        self._sent = 0
+        self._next_stage(size, "sending")
+
+    def sent(self, count: int) -> None:
+        self._sent += count
+        if count:
+            self._progress.update(self._task, completed=self._sent, amount=f"{decimal(self._sent)} sent")
+        else:
+            seconds = None if self._progress.disable or self._job.once else seconds_of(self._job.source)
+            self._next_stage(seconds, "listening")
+
+    def heard(self, seconds: float) -> None:
+        self._progress.update(self._task, completed=seconds, amount=f"{clock(seconds)} heard")
+
+    def _next_stage(self, total: float | None, amount: str) -> None:
+        self.end()
+        self._task = self._progress.add_task(self._job.name, total=total, amount=amount)
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+class Hearing(threading.Thread):
+    """One job at work; a daemon, so that Ctrl-C need not wait for the server."""
+
+    def __init__(self, job: Job, client: Client, wanted: Wanted, progress: Progress) -> None:
+        super().__init__(daemon=True)
+        self.job = job
+        self._client, self._wanted, self._progress = client, wanted, progress
+        self._texts: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        try:
+            self._hear()
+            self._texts.put(None)
+        except Exception as error:  # noqa: BLE001 - raised again by texts()
+            self._texts.put(error)
+
+    def _hear(self) -> None:
+        bar = Bar(self._progress, self.job)
+
+        @contextmanager
+        def opened() -> Iterator[Readable]:
+            if self.job.source is None:
+                bar.sending(None)
+                yield Counted(stdin_pipe(), bar.sent)
+                return
+            with self.job.source.open("rb") as file:
+                bar.sending(os.fstat(file.fileno()).st_size or None)
+                yield Counted(file, bar.sent)
+
+        try:
+            recording = Recording(self.job.name, opened, self.job.once)
+            for piece in self._client.transcribe(recording, self._wanted):
+                if piece.heard is not None:
+                    bar.heard(piece.heard)
+                elif piece.text:
+                    self._texts.put(piece.text)
+        finally:
+            bar.end()
+
+    def texts(self) -> Iterator[str]:
+        """Text as it comes, to the end. Raises what ended it."""
+        while (text := self._texts.get()) is not None:
+            if isinstance(text, Exception):
+                raise text
+            yield text
+
+
+def transcribe_all(jobs: Iterable[Job], client: Client, wanted: Wanted, at_once: int, screen: Screen) -> int:
+    """Do all jobs; returns how many failed, each after a line that says why. Raises NoServer."""
+    failed = 0
+    with screen.bars(*COLUMNS) as progress:
+        for hearing in _started([Hearing(job, client, wanted, progress) for job in jobs], at_once):
+            try:
+                _deliver(hearing, screen)
+            except NoServer:
+                raise
+            except Failure as failure:
+                screen.error(f"{hearing.job.name}: {failure}")
+                failed += 1
+    return failed
+
+
+def _started(hearings: list[Hearing], at_once: int) -> Iterator[Hearing]:
+    """Each in its turn, with those behind it at work too."""
+    waiting = deque(hearings)
+    running: deque[Hearing] = deque()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(waiting.popleft())
+            running[-1].start()
+        yield running[0]
+        running.popleft()
+
+
+def _deliver(hearing: Hearing, screen: Screen) -> None:
+    job = hearing.job
+    if job.target is None:
+        write_out(hearing.texts(), screen)
+        return
+    text = with_newline("".join(hearing.texts()))
+    try:
+        with job.target.open("w" if job.overwrite else "x", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise Failure(f"{job.target}: {error.strerror}.") from None
+    screen.note(f"{job.name} → {job.target}")
+
+
+def write_out(texts: Iterator[str], screen: Screen) -> None:
+    """To stdout, each at once, so that whoever reads a pipe has it too. What was begun ends with a newline."""
+    last = ""
+    with ExitStack() as bars_away:
+        try:
+            for text in texts:
+                if not last:
+                    bars_away.enter_context(screen.writing())
+                sys.stdout.write(text)
+                sys.stdout.flush()
+                last = text
+        finally:
+            if last and not last.endswith("\n"):
+                print(flush=True)
+
+
+def with_newline(text: str) -> str:
+    return text if text.endswith("\n") else text + "\n"
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes}:{seconds:02}"

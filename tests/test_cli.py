@@ -1,0 +1,428 @@
+"""`python -m cli` as people run it: real processes against the demo server, and against servers that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from cli.recordings import wav_header
+from cli.utterances import FRAME_MS, Utterances
+from tests.serving import ROOT, Server, clean_environment, run_cli
+from tests.speech import SAMPLE_RATE, assert_heard, clip, wav
+
+SHORT, OTHER = clip("short_0"), clip("short_1")
+
+
+def started(server: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli", *arguments],
+        cwd=ROOT, env=clean_environment(VOXTRAL_SERVER=server, **environment),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def called(server: str, *arguments: str, **environment: str) -> Result:
+    """The same in this process, where no pipe or signal is needed: a new one takes a second to import."""
+    return CliRunner().invoke(app, arguments, env={"VOXTRAL_SERVER": server, **environment})
+
+
+def transcript(server: Server, data: bytes, response_format: str = "text") -> str:
+    form = {"model": "whisper-1", "response_format": response_format}
+    return server.client.post("/v1/audio/transcriptions", files={"file": data}, data=form).text
+
+
+def samples_of(data: np.ndarray) -> bytes:
+    return (data * 32767).astype("<i2").tobytes()
+
+
+# Transcribing.
+
+
+@pytest.mark.parametrize("response_format", ["text", "json", "srt", "vtt", "verbose_json"])
+def test_every_format_is_what_the_api_answers(server: Server, response_format: str) -> None:
+    result = called(server.url, "transcribe", str(SHORT.path), "--format", response_format)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.rstrip("\n") == transcript(server, SHORT.data, response_format).rstrip("\n")
+    assert result.stdout.endswith("\n")
+
+
+def test_several_files_are_printed_in_order_and_a_broken_one_stops_no_other(server: Server, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF" + bytes(100))
+    files = [str(broken), str(SHORT.path), str(tmp_path / "missing.wav"), str(OTHER.path)]
+    result = run_cli(server.url, "transcribe", *files)
+    assert result.returncode == 1
+    assert result.stdout == transcript(server, SHORT.data) + transcript(server, OTHER.data)
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"voxtral: {broken}: Audio file might be corrupted")
+    assert second == f"voxtral: {tmp_path / 'missing.wav'}: No such file or directory."
+
+
+def test_files_are_written_to_a_folder_and_never_over_others_unasked(server: Server, tmp_path: Path) -> None:
+    command = ["transcribe", str(SHORT.path), str(OTHER.path), "--format", "srt", "--output", str(tmp_path / "out")]
+    assert called(server.url, *command).exit_code == 0
+    written = tmp_path / "out" / "short_0.srt"
+    assert written.read_text() == transcript(server, SHORT.data, "srt")
+    assert {file.name for file in written.parent.iterdir()} == {"short_0.srt", "short_1.srt"}
+    written.write_text("mine")
+    refused = called(server.url, *command)
+    assert (refused.exit_code, written.read_text()) == (2, "mine")
+    assert "--overwrite" in refused.stderr
+    assert called(server.url, *command, "--overwrite").exit_code == 0
+    assert written.read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    "piped",
+    [samples_of(SHORT.samples()), wav_header(SAMPLE_RATE) + samples_of(SHORT.samples())],
+    ids=["raw samples", "wav without a length"],
+)
+def test_a_pipe_is_heard_as_the_file_is(server: Server, piped: bytes) -> None:
+    result = run_cli(server.url, "transcribe", "--stdin", stdin=piped)
+    assert (result.returncode, result.stdout) == (0, transcript(server, SHORT.data))
+
+
+def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
+    gray = clip("sounds_like_gray")
+    result = called(server.url, "transcribe", str(gray.path), "-l", "English", "-k", "grey", "-k", "Lotti")
+    assert "grey" in result.stdout
+    refused = called(server.url, "transcribe", str(SHORT.path), "--language", "klingon", "--prompt", "Gardens.")
+    assert refused.exit_code == 1
+    assert "language" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["transcribe"],
+        ["transcribe", "a.wav", "--stdin"],
+        ["transcribe", "a.wav", "b.wav", "--format", "vtt"],
+        ["transcribe", "a/x.wav", "b/x.wav", "--output", "."],
+        ["transcribe", "a.wav", "--format", "docx"],
+        ["models", "--server", "localhost:11344"],
+        ["listen", "--input", "a.wav", "--device", "1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_told_before_anything_is_sent(arguments: list[str]) -> None:
+    result = called("http://127.0.0.1:1", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Usage:" in result.stderr
+
+
+def test_bars_are_for_terminals_and_leave_stdout_alone(server: Server) -> None:
+    def seen(*options: str) -> tuple[bytes, bytes]:
+        """stdout as a pipe, and what a terminal shows of stderr."""
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "cli", "transcribe", str(SHORT.path), *options]
+        environment = clean_environment(VOXTRAL_SERVER=server.url, TERM="xterm")
+        output = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, check=True)
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 65536):
+                shown += data
+        except OSError:  # how Linux says that the other end is closed
+            pass
+        os.close(ours)
+        return output.stdout, shown
+
+    text = transcript(server, SHORT.data).encode()
+    printed, shown = seen()
+    assert printed == text
+    assert b"short_0.flac" in shown
+    assert seen("--quiet") == (text, b"")
+
+
+# Listening.
+
+
+def spoken_twice() -> np.ndarray:
+    """Two utterances with a pause between."""
+    pause = np.zeros(int(1.2 * SAMPLE_RATE), np.float32)
+    return np.concatenate([SHORT.samples(), pause, OTHER.samples(), pause])
+
+
+def test_a_file_played_as_a_microphone_gives_a_line_for_each_utterance(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "spoken.wav"
+    file.write_bytes(wav(spoken_twice()))
+    result = run_cli(server.url, "listen", "--input", str(file))
+    assert (result.returncode, result.stderr) == (0, "")
+    first, second = result.stdout.splitlines()
+    assert_heard(SHORT.words, first, share=0.34)
+    assert_heard(OTHER.words, second, share=0.34)
+
+
+def test_a_pipe_is_listened_to_without_waiting_for_its_end(server: Server) -> None:
+    with started(server.url, "listen", "--input", "-") as process:
+        process.stdin.write(samples_of(spoken_twice()))
+        process.stdin.flush()
+        assert_heard(SHORT.words, process.stdout.readline().decode(), share=0.34)
+        process.stdin.close()
+        assert process.wait(60) == 0
+        assert process.stderr.read() == b""
+
+
+SOUNDDEVICE = """
+import threading
+import numpy as np
+from types import SimpleNamespace
+
+class PortAudioError(Exception):
+    pass
+
+def check_input_settings(device, channels, dtype, samplerate):
+    raise PortAudioError("Invalid sample rate")
+
+def query_devices(device, kind):
+    if device == "none":
+        raise ValueError("No input device matching 'none'")
+    return {"default_samplerate": 48000.0}
+
+class InputStream:
+    def __init__(self, samplerate, device, channels, dtype, blocksize, callback):
+        assert (samplerate, channels, dtype) == (48000, 1, "int16")
+        self.blocksize, self.callback, self.stopped = blocksize, callback, threading.Event()
+
+    def start(self):
+        threading.Thread(target=self.play, daemon=True).start()
+
+    def play(self):
+        samples = np.repeat(np.fromfile("SAMPLES", "<i2"), 3)
+        while not self.stopped.wait(0.01):
+            block, samples = samples[: self.blocksize], samples[self.blocksize :]
+            block = np.pad(block, (0, self.blocksize - len(block)))
+            self.callback(block[:, None], len(block), None, SimpleNamespace(input_overflow=False))
+
+    def stop(self):
+        self.stopped.set()
+
+    close = stop
+"""
+
+
+def test_a_microphone_is_heard_until_ctrl_c_at_the_rate_that_it_has(server: Server, tmp_path: Path) -> None:
+    samples = tmp_path / "samples.raw"
+    samples.write_bytes(samples_of(spoken_twice()))
+    (tmp_path / "sounddevice.py").write_text(SOUNDDEVICE.replace("SAMPLES", str(samples)))
+    with started(server.url, "listen", "--quiet", PYTHONPATH=str(tmp_path)) as process:
+        heard = process.stdout.readline().decode()
+        process.send_signal(signal.SIGINT)
+        heard += process.stdout.read().decode()
+        assert (process.wait(60), process.stderr.read()) == (130, b"")
+    assert_heard(f"{SHORT.words} {OTHER.words}", " ".join(heard.split()), share=0.34)
+
+
+@pytest.mark.parametrize(
+    ("library", "said"),
+    [
+        ("raise ImportError", "pip install -r requirements-cli.txt"),
+        ("raise OSError('PortAudio library not found')", "apt install libportaudio2"),
+        (SOUNDDEVICE, "no microphone (No input device matching 'none')"),
+    ],
+    ids=["no package", "no library", "no microphone"],
+)
+def test_a_missing_microphone_is_said_in_one_line(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, said: str
+) -> None:
+    (tmp_path / "sounddevice.py").write_text(library)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    result = called(server.url, "listen", "--device", "none")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr
+
+
+runs_of_frames = st.lists(st.tuples(st.booleans(), st.integers(1, 50)), min_size=1, max_size=8)
+
+
+@settings(max_examples=50)
+@given(runs=runs_of_frames, longest=st.sampled_from([1, 2.5, 20]), block=st.integers(300, 5000), seed=st.integers(0))
+def test_utterances_are_stretches_of_the_sound_and_hold_all_that_is_loud(
+    runs: list[tuple[bool, int]], longest: float, block: int, seed: int
+) -> None:
+    size = SAMPLE_RATE * FRAME_MS // 1000
+    loud = np.concatenate([np.full(count, is_loud) for is_loud, count in runs])
+    random = np.random.default_rng(seed)
+    peaks = np.where(loud, 20_000, random.integers(1, 20, len(loud)))
+    sound = (np.repeat(peaks, size) * random.uniform(-1, 1, len(loud) * size)).astype(np.int16)
+    utterances = Utterances(SAMPLE_RATE, longest)
+    cut = [u for at in range(0, len(sound), block) for u in utterances.feed(sound[at : at + block])]
+    cut += utterances.finish()
+    assert all(np.abs(utterance).max() > 20 and len(utterance) <= longest * SAMPLE_RATE for utterance in cut)
+    assert sum(np.count_nonzero(np.abs(utterance) > 20) for utterance in cut) == np.count_nonzero(np.abs(sound) > 20)
+    rest = sound.tobytes()
+    for utterance in cut:
+        _, found, rest = rest.partition(utterance.tobytes())
+        assert found
+
+
+# The server as it is, and as it should not be.
+
+
+def test_models_and_health_are_told_in_lines(server: Server) -> None:
+    (row,) = called(server.url, "models").stdout.splitlines()
+    assert row.split()[:2] == ["voxtral-demo", "loaded"]
+    assert "whisper-1" in row.split()
+    health = called(f"{server.url}/v1/", "health")
+    assert health.exit_code == 0
+    assert health.stdout.startswith("healthy: voxtral-demo is loaded, cpu\n")
+
+
+def test_a_server_that_is_not_there_is_said_once_with_how_to_start_it() -> None:
+    result = run_cli("http://127.0.0.1:1", "transcribe", str(SHORT.path), str(OTHER.path))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert "./start_server.sh" in result.stderr
+
+
+class Scripted:
+    """A server that answers each request with the next of `answers`; what it was sent is in `bodies` and `keys`."""
+
+    def __init__(self, *answers: Callable[[BaseHTTPRequestHandler], None]) -> None:
+        self.bodies: list[bytes] = []
+        self.keys: list[str | None] = []
+        self.received: queue.Queue[bytes] = queue.Queue()
+        left = list(answers)
+        scripted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                scripted.keys.append(self.headers["Authorization"])
+                scripted.bodies.append(b"".join(scripted.body(self)))
+                self.close_connection = True
+                left.pop(0)(self)
+
+            do_GET = do_POST
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def body(self, request: BaseHTTPRequestHandler) -> Iterator[bytes]:
+        """Pieces of a chunked body, which are also put into `received` as they come."""
+        while request.headers["Transfer-Encoding"] and (size := int(request.rfile.readline(), 16)):
+            self.received.put(piece := request.rfile.read(size))
+            request.rfile.readline()
+            yield piece
+
+    def __enter__(self) -> Scripted:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def answer(request: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
+    request.send_response(status)
+    for name, value in headers.items():
+        request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+    request.wfile.write(body)
+    request.wfile.flush()
+
+
+def refusal(status: int, message: str, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    return lambda request: answer(request, status, json.dumps({"error": {"message": message}}).encode(), **headers)
+
+
+def event(**payload: object) -> bytes:
+    return f"data: {json.dumps(payload)}\n\n".encode()
+
+
+HELLO = event(type="transcription.text.delta", text="hello")
+DONE = event(type="transcription.done", finish_reason="stop")
+
+
+def stream(*events: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    return lambda request: answer(request, 200, b"".join(events))
+
+
+def test_text_is_printed_before_the_answer_has_ended() -> None:
+    printed = threading.Event()
+
+    def in_two_parts(request: BaseHTTPRequestHandler) -> None:
+        answer(request, 200, HELLO)
+        assert printed.wait(60)
+        request.wfile.write(DONE)
+
+    with Scripted(in_two_parts) as server, started(server.url, "transcribe", str(SHORT.path), "--debug") as process:
+        assert process.stdout.read(5) == b"hello"
+        printed.set()
+        assert process.stdout.read() == b"\n"
+        assert b"/v1/audio/transcriptions" in process.stderr.read()
+
+
+def test_a_pipe_is_sent_while_it_comes() -> None:
+    with Scripted(stream(HELLO, DONE)) as server, started(server.url, "transcribe", "--stdin") as process:
+        process.stdin.write(bytes(100_000))
+        process.stdin.flush()
+        received = 0
+        while received < 100_000:
+            received += len(server.received.get(timeout=60))
+        process.stdin.close()
+        assert process.stdout.read() == b"hello\n"
+
+
+def test_a_busy_server_is_asked_again_with_the_whole_recording_and_the_key() -> None:
+    busy = refusal(429, "Too many.", Retry_After="1")
+    with Scripted(busy, stream(HELLO, DONE)) as server:
+        result = called(server.url, "transcribe", str(SHORT.path), VOXTRAL_API_KEY="secret")
+        assert server.keys == ["Bearer secret"] * 2
+        assert all(SHORT.data in body for body in server.bodies)
+    assert (result.exit_code, result.stdout) == (0, "hello\n")
+    assert "the server is busy, next try in 1 s" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (stream(HELLO, event(object="error", message="The model\nis gone.")), "The model is gone."),
+        (stream(HELLO), "broke before the answer was whole"),
+        (refusal(401, "A key is missing."), "A key is missing. On the command line: --api-key or VOXTRAL_API_KEY."),
+        (lambda request: answer(request, 404, b"<html>"), "answered 404 Not Found"),
+        (stream(b"data: hello\n\n"), "is not Voxtral Local"),
+    ],
+    ids=["error in the stream", "stream cut", "no key", "no such page", "another server"],
+)
+def test_what_goes_wrong_at_the_server_is_one_line_and_never_text(
+    script: Callable[[BaseHTTPRequestHandler], None], said: str
+) -> None:
+    with Scripted(script) as server:
+        result = called(server.url, "transcribe", str(SHORT.path))
+    assert result.exit_code == 1
+    assert result.stdout in ("", "hello\n")
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr
+
+
+def test_ctrl_c_ends_a_transcription_without_a_trace() -> None:
+    with Scripted(stream()) as server, started(server.url, "transcribe", "--stdin") as process:
+        process.stdin.write(bytes(1000))
+        process.stdin.flush()
+        server.received.get(timeout=60)
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(60), process.stderr.read()) == (130, b"")
