@@ -121,16 +121,22 @@ class ChunkStore:
         return connection
 
     def _fail(self, error: sqlite3.Error | OSError) -> None:
-        code = getattr(error, "sqlite_errorname", "")
-        if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            log.warning("%s is damaged (%s) and begun anew", self._file, error)
-            for ending in ("", "-wal", "-shm"):
-                self._file.with_name(self._file.name + ending).unlink(missing_ok=True)
-            return
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            try:
+                self._delete()
+            except OSError as other:
+                error = other
+            else:
+                log.warning("%s was damaged (%s) and is begun anew", self._file, error)
+                return
         self._rests_until = time.monotonic() + REST_SECONDS
         if not self._warned:
             log.warning("finished chunks are not kept, because %s cannot be used: %s", self._file, error)
         self._warned = True
+
+    def _delete(self) -> None:
+        for ending in ("", "-wal", "-shm"):  # what SQLite writes beside it
+            self._file.with_name(self._file.name + ending).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +155,7 @@ class Replay:
 
 
 class Shelf:
-    """The store as one request sees it: chunks with its key, its model and its options. Blocks in threads."""
+    """The store as one request sees it: chunks with its key, its model and its options. Reads and writes in threads."""
 
     def __init__(self, store: ChunkStore, about: tuple[object, ...], metrics: Metrics) -> None:
         """`about`: everything but the chunk that its text follows from; their `repr` tells them apart."""

@@ -134,6 +134,21 @@ def test_a_damaged_file_is_begun_anew_with_one_warning(
     assert str(file) in warning
 
 
+def test_a_damaged_file_that_cannot_be_deleted_is_left_alone(
+    file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError("no")
+
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no database at all " * 100)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    kept = opened(file)
+    assert kept.find(b"1") is None
+    kept.save(b"1", CONTENT_OF_CHUNK)
+    assert len(warnings(caplog)) == 1
+
+
 def test_a_row_that_is_no_chunk_is_not_found(file: Path) -> None:
     kept = opened(file)
     kept.save(b"1", CONTENT_OF_CHUNK)
