@@ -14,8 +14,9 @@ from collections import deque
 LONGEST_PERIOD = 128  # tokens of what is repeated
 # Tokens in a row that stood so before, from which on text is suspect: a single one if it stood among the last few.
 NEAR, NEAR_SUSPECT, FAR_SUSPECT = 8, 1, 3
-# Tokens in a row that are told a second time from further back, which a place lost in the audio may explain.
-LONG_REPEAT = 12
+# Tokens in a row that are told a second time, which a place lost in the audio may explain; not so a short word, of
+# these tokens at most, that are said again and again.
+LONG_REPEAT, WORD = 12, 2
 # Repeats that are a loop: two and, so that short words may be said often, as many more as have these tokens.
 LOOP_REPEATS, LOOP_TOKENS = 2, 24
 WINDOW = 128  # newest tokens, whose text is compressed ...
@@ -51,10 +52,9 @@ class LoopDetector:
         return any(run >= LOOP_REPEATS * period + LOOP_TOKENS for period, run in self._runs.items())
 
     def _is_long_repeat(self) -> bool:
-        """Not of a word or two that are said again and again."""
-        far = max((run for period, run in self._runs.items() if period > NEAR), default=0)
-        near = max((run for period, run in self._runs.items() if period <= NEAR), default=0)
-        return far >= LONG_REPEAT and far > near
+        stretch = max((run for period, run in self._runs.items() if period > WORD), default=0)
+        words = max((run for period, run in self._runs.items() if period <= WORD), default=0)
+        return stretch >= LONG_REPEAT and stretch > words
 
     def _is_compressible(self) -> bool:
         if len(self._window) < WINDOW or self.count % EVERY:
