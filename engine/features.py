@@ -39,8 +39,8 @@ class LogMel:
         # A frame that begins after the samples hears only padding; up to there the padding has to be real.
         heard = min(len(samples) + self._size, whole)
         padded = F.pad(to_device(torch.tensor(samples), self._device), (0, heard - len(samples)))
-        spectrum = torch.stft(padded, self._size, self._hop, window=self._shape, return_complex=True)
-        power = spectrum[:, :-1].abs().square().contiguous()  # (frequencies, frames)
+        spectrum = torch.stft(padded, self._size, self._hop, window=self._shape, return_complex=True)[:, :-1]
+        power = spectrum.real.square() + spectrum.imag.square()  # (frequencies, frames); a third of the time of abs
         mel = (self._filters @ power).clamp(min=LEAST_POWER).log10()
         mel = F.pad(mel, (0, whole // self._hop - mel.shape[1]), value=SILENCE)
         mel = (mel.maximum(mel.max() - RANGE) + 4) / 4

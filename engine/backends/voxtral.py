@@ -41,8 +41,8 @@ class Batching:
     windows: int  # that the encoder hears together
 
 
-# A CPU is busy with one window and one prompt; more at once would only make the first text late. A GPU needs some.
-ONE_BY_ONE, MANY_AT_ONCE = Batching(8, 0, 1), Batching(64, 4096, 10)
+# A CPU is busy with one prompt and two windows; more would only make the first text late. A GPU needs some to be busy.
+ONE_BY_ONE, MANY_AT_ONCE = Batching(8, 0, 2), Batching(64, 4096, 10)
 
 
 class VoxtralBackend:
