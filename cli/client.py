@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import httpx
@@ -46,6 +47,7 @@ class Recording:
     name: str
     open: Callable[[], AbstractContextManager[Readable]]
     once: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)  # of the request, by which its progress is asked for
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Wanted:
         return self.response_format == "text"
 
     def form(self) -> dict[str, Any]:
-        """Text is streamed as Mistral's events, because those say how far the recording is heard; it is their
-        spelling of `timestamp_granularities` that asks for them."""
+        """Text is streamed as Mistral's events, because those say whether it was cut short; it is their spelling of
+        `timestamp_granularities` that asks for them."""
         shape = {"stream": "true", "timestamp_granularities": "segment"}
         fields = {
             "model": self.model,
@@ -77,11 +79,12 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of an answer: text, or how many seconds of the recording are behind."""
+class Figures:
+    """How far a transcription is, in seconds: of its recording, and on the clock. None: the server cannot tell."""
 
-    text: str = ""
-    heard: float | None = None
+    done: float
+    of: float | None
+    left: float | None
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,17 @@ class Client:
         if not done:
             raise self._broken()
 
-    def transcribe(self, recording: Recording, wanted: Wanted) -> Iterator[Piece]:
+    def progress(self, request_id: str) -> Figures | None:
+        """Of the transcription with this id; None until its recording has arrived."""
+        with self._explained():
+            response = self._http.get(f"/v1/transcriptions/{request_id}")
+            if response.status_code == 404:
+                return None
+            self._check(response)
+            found = response.json()
+            return Figures(found["audio_seconds_done"], found["audio_seconds"], found["remaining_seconds"])
+
+    def transcribe(self, recording: Recording, wanted: Wanted) -> Iterator[str]:
         """The answer, text as it is heard. A server that is busy and says until when is asked again."""
         for tries_left in reversed(range(1 if recording.once else MOST_TRIES)):
             wait = yield from self._transcribe(recording, wanted, may_wait=tries_left > 0)
@@ -137,13 +150,14 @@ class Client:
             self._warn(f"{recording.name}: the server is busy, next try in {wait} s")
             time.sleep(wait)
 
-    def _transcribe(self, recording: Recording, wanted: Wanted, may_wait: bool) -> Generator[Piece, None, int | None]:
+    def _transcribe(self, recording: Recording, wanted: Wanted, may_wait: bool) -> Generator[str, None, int | None]:
         """Pieces of the answer; returns the seconds to wait if the server has asked for that instead."""
         timeout = STREAM if wanted.streams else WHOLE
         with self._explained(), recording.open() as file:
-            files = {"file": (recording.name, file)}
+            upload = {"data": wanted.form(), "files": {"file": (recording.name, file)}}
+            headers = {"X-Request-Id": recording.id}
             with self._http.stream(
-                "POST", "/v1/audio/transcriptions", data=wanted.form(), files=files, timeout=timeout
+                "POST", "/v1/audio/transcriptions", headers=headers, timeout=timeout, **upload
             ) as response:
                 if may_wait and (wait := _wait(response)):
                     return wait
@@ -151,25 +165,23 @@ class Client:
                 if wanted.streams:
                     yield from self._heard(recording.name, response)
                 else:
-                    yield Piece(response.read().decode())
+                    yield response.read().decode()
         return None
 
-    def _heard(self, name: str, response: httpx.Response) -> Iterator[Piece]:
+    def _heard(self, name: str, response: httpx.Response) -> Iterator[str]:
         done = False
         for event in _events(response):
             if event.get("object") == "error":
                 raise Failure(event["message"])
             if event["type"] == "transcription.text.delta":
-                yield Piece(event["text"])
-            elif event["type"] == "transcription.segment":
-                yield Piece(heard=event["end"])
+                yield event["text"]
             elif event["type"] == "transcription.done":
                 done = True
                 if event["finish_reason"] == "length":
                     self._warn(f"{name}: the text may be cut short, its longest allowed length was reached")
         if not done:
             raise self._broken()
-        yield Piece("\n")
+        yield "\n"
 
     def _get(self, path: str) -> dict[str, Any]:
         response = self._http.get(path)

@@ -106,7 +106,7 @@ def _batches(waiting: Waiting) -> Iterator[list[np.ndarray]]:
 def _text(speech: np.ndarray, rate: int, client: Client, wanted: Wanted) -> Iterator[str]:
     data = wav_header(rate, speech.nbytes) + speech.astype("<i2").tobytes()
     recording = Recording("microphone", lambda: io.BytesIO(data))
-    return (piece.text for piece in client.transcribe(recording, wanted) if piece.text)
+    return client.transcribe(recording, wanted)
 
 
 def _spoken(texts: Iterator[str]) -> Iterator[str]:

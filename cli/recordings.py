@@ -6,7 +6,6 @@ import io
 import os
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 from cli.client import Failure, Readable
 
@@ -66,14 +65,3 @@ class Counted:
         data = self._file.read(size)
         self._told(len(data))
         return data
-
-
-def seconds_of(path: Path) -> float | None:
-    """What the container says of its length, if anything."""
-    import av  # takes a fifth of a second, for a bar that not everybody sees
-
-    try:
-        with path.open("rb") as file, av.open(file) as container:
-            return container.duration / av.time_base if container.duration else None
-    except (av.FFmpegError, OSError, ValueError):
-        return None  # what is wrong with it, the server will say

@@ -6,19 +6,22 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from cli.client import Client, Failure, NoServer, Readable, Recording, Wanted
-from cli.recordings import Counted, seconds_of, stdin_pipe
+from cli.client import Client, Failure, Figures, NoServer, Readable, Recording, Wanted
+from cli.recordings import Counted, stdin_pipe
 from cli.screen import Screen
 
+WATCH_SECONDS = 1.0
 COLUMNS = (
     SpinnerColumn(),
     TextColumn("{task.description}", markup=False),
@@ -40,42 +43,46 @@ class Job:
     def name(self) -> str:
         return str(self.source) if self.source else "stdin"
 
-    @property
-    def once(self) -> bool:
-        """Whether it can be read only once, as pipes can."""
-        return self.source is None or not self.source.is_file()
-
 
 class Bar:
-    """Of one job: bytes sent, then seconds heard."""
+    """Of one job: bytes sent, then seconds heard. Used by the job's thread and by the one that watches."""
 
-    def __init__(self, progress: Progress, job: Job) -> None:
-        self._progress, self._job, self._sent = progress, job, 0
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self._name, self._sent = progress, name, 0
         self._task: TaskID | None = None
+        self._lock = threading.RLock()
 
     def sending(self, size: int | None) -> None:
         self._sent = 0
-        self._next_stage(size, "sending")
+        self._begin(size, "sending")
 
     def sent(self, count: int) -> None:
         self._sent += count
         if count:
-            self._progress.update(self._task, completed=self._sent, amount=f"{decimal(self._sent)} sent")
+            self._update(completed=self._sent, amount=f"{decimal(self._sent)} sent")
         else:
-            seconds = None if self._progress.disable or self._job.once else seconds_of(self._job.source)
-            self._next_stage(seconds, "listening")
+            self._begin(None, "listening")
 
-    def heard(self, seconds: float) -> None:
-        self._progress.update(self._task, completed=seconds, amount=f"{clock(seconds)} heard")
+    def heard(self, figures: Figures) -> None:
+        of = "heard" if figures.of is None else f"of {clock(figures.of)}"
+        left = "" if figures.left is None else f", {clock(figures.left)} left"
+        self._update(total=figures.of, completed=figures.done, amount=f"{clock(figures.done)} {of}{left}")
 
-    def _next_stage(self, total: float | None, amount: str) -> None:
-        self.end()
-        self._task = self._progress.add_task(self._job.name, total=total, amount=amount)
+    def _begin(self, total: float | None, amount: str) -> None:
+        with self._lock:
+            self.end()
+            self._task = self._progress.add_task(self._name, total=total, amount=amount)
+
+    def _update(self, **values: Any) -> None:
+        with self._lock:
+            if self._task is not None:
+                self._progress.update(self._task, **values)
 
     def end(self) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
+        with self._lock:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+                self._task = None
 
 
 class Hearing(threading.Thread):
@@ -84,38 +91,34 @@ class Hearing(threading.Thread):
     def __init__(self, job: Job, client: Client, wanted: Wanted, progress: Progress) -> None:
         super().__init__(daemon=True)
         self.job = job
-        self._client, self._wanted, self._progress = client, wanted, progress
+        self._client, self._wanted, self._bar = client, wanted, Bar(progress, job.name)
+        once = job.source is None or not job.source.is_file()
+        self._recording = Recording(job.name, self._opened, once)
         self._texts: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
 
     def run(self) -> None:
         try:
-            self._hear()
+            for text in self._client.transcribe(self._recording, self._wanted):
+                self._texts.put(text)
             self._texts.put(None)
         except Exception as error:  # noqa: BLE001 - raised again by texts()
             self._texts.put(error)
+        self._bar.end()
 
-    def _hear(self) -> None:
-        bar = Bar(self._progress, self.job)
+    @contextmanager
+    def _opened(self) -> Iterator[Readable]:
+        if self.job.source is None:
+            self._bar.sending(None)
+            yield Counted(stdin_pipe(), self._bar.sent)
+            return
+        with self.job.source.open("rb") as file:
+            self._bar.sending(os.fstat(file.fileno()).st_size or None)
+            yield Counted(file, self._bar.sent)
 
-        @contextmanager
-        def opened() -> Iterator[Readable]:
-            if self.job.source is None:
-                bar.sending(None)
-                yield Counted(stdin_pipe(), bar.sent)
-                return
-            with self.job.source.open("rb") as file:
-                bar.sending(os.fstat(file.fileno()).st_size or None)
-                yield Counted(file, bar.sent)
-
-        try:
-            recording = Recording(self.job.name, opened, self.job.once)
-            for piece in self._client.transcribe(recording, self._wanted):
-                if piece.heard is not None:
-                    bar.heard(piece.heard)
-                elif piece.text:
-                    self._texts.put(piece.text)
-        finally:
-            bar.end()
+    def look(self) -> None:
+        """Ask the server how far it is. Raises Failure."""
+        if self.is_alive() and (progress := self._client.progress(self._recording.id)):
+            self._bar.heard(progress)
 
     def texts(self) -> Iterator[str]:
         """Text as it comes, to the end. Raises what ended it."""
@@ -129,7 +132,10 @@ def transcribe_all(jobs: Iterable[Job], client: Client, wanted: Wanted, at_once:
     """Do all jobs; returns how many failed, each after a line that says why. Raises NoServer."""
     failed = 0
     with screen.bars(*COLUMNS) as progress:
-        for hearing in _started([Hearing(job, client, wanted, progress) for job in jobs], at_once):
+        hearings = [Hearing(job, client, wanted, progress) for job in jobs]
+        if screen.live:
+            threading.Thread(target=_watch, args=(hearings,), daemon=True).start()
+        for hearing in _started(hearings, at_once):
             try:
                 _deliver(hearing, screen)
             except NoServer:
@@ -138,6 +144,15 @@ def transcribe_all(jobs: Iterable[Job], client: Client, wanted: Wanted, at_once:
                 screen.error(f"{hearing.job.name}: {failure}")
                 failed += 1
     return failed
+
+
+def _watch(hearings: list[Hearing]) -> None:
+    """Bars follow the server's own figures. If it has none, its answers say what is wrong."""
+    with suppress(Failure):
+        while True:
+            time.sleep(WATCH_SECONDS)
+            for hearing in hearings:
+                hearing.look()
 
 
 def _started(hearings: list[Hearing], at_once: int) -> Iterator[Hearing]:

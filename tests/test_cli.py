@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -126,28 +127,42 @@ def test_wrong_usage_is_told_before_anything_is_sent(arguments: list[str]) -> No
     assert "Usage:" in result.stderr
 
 
-def test_bars_are_for_terminals_and_leave_stdout_alone(server: Server) -> None:
-    def seen(*options: str) -> tuple[bytes, bytes]:
-        """stdout as a pipe, and what a terminal shows of stderr."""
-        ours, theirs = pty.openpty()
-        command = [sys.executable, "-m", "cli", "transcribe", str(SHORT.path), *options]
-        environment = clean_environment(VOXTRAL_SERVER=server.url, TERM="xterm")
-        output = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, check=True)
-        os.close(theirs)
-        shown = b""
-        try:
-            while data := os.read(ours, 65536):
-                shown += data
-        except OSError:  # how Linux says that the other end is closed
-            pass
-        os.close(ours)
-        return output.stdout, shown
+def on_terminal(server: str, *options: str) -> tuple[bytes, bytes]:
+    """stdout as a pipe has it, and what a terminal shows of stderr."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cli", "transcribe", str(SHORT.path), *options]
+    environment = clean_environment(VOXTRAL_SERVER=server, TERM="xterm")
+    output = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, check=True)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how Linux says that the other end is closed
+        while data := os.read(ours, 65536):
+            shown += data
+    os.close(ours)
+    return output.stdout, shown
 
-    text = transcript(server, SHORT.data).encode()
-    printed, shown = seen()
-    assert printed == text
-    assert b"short_0.flac" in shown
-    assert seen("--quiet") == (text, b"")
+
+def test_bars_are_for_terminals_follow_the_servers_figures_and_leave_stdout_alone() -> None:
+    asked = threading.Semaphore(0)
+
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        for _ in range(3):
+            assert asked.acquire(timeout=60)
+        answer(request, 200, HELLO + DONE)
+
+    def figures(request: BaseHTTPRequestHandler) -> None:
+        asked.release()
+        found = {"audio_seconds_done": 42.5, "audio_seconds": 84.0, "remaining_seconds": 7.0}
+        answer(request, 200, json.dumps(found).encode())
+
+    with Scripted(slow, *[figures] * 10) as server:
+        printed, shown = on_terminal(server.url)
+        assert printed == b"hello\n"
+        assert b"0:42 of 1:24, 0:07 left" in shown
+        assert b"short_0.flac" in shown
+        assert f"/v1/transcriptions/{server.ids[0]}" in server.paths
+    with Scripted(stream(HELLO, DONE)) as server:
+        assert on_terminal(server.url, "--quiet") == (b"hello\n", b"")
 
 
 # Listening.
@@ -294,11 +309,13 @@ def test_a_server_that_is_not_there_is_said_once_with_how_to_start_it() -> None:
 
 
 class Scripted:
-    """A server that answers each request with the next of `answers`; what it was sent is in `bodies` and `keys`."""
+    """A server that answers each request with the next of `answers`; what it was sent is in the lists."""
 
     def __init__(self, *answers: Callable[[BaseHTTPRequestHandler], None]) -> None:
         self.bodies: list[bytes] = []
         self.keys: list[str | None] = []
+        self.ids: list[str | None] = []
+        self.paths: list[str] = []
         self.received: queue.Queue[bytes] = queue.Queue()
         left = list(answers)
         scripted = self
@@ -307,10 +324,12 @@ class Scripted:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                scripted.paths.append(self.path)
+                scripted.ids.append(self.headers["X-Request-Id"])
                 scripted.keys.append(self.headers["Authorization"])
                 scripted.bodies.append(b"".join(scripted.body(self)))
                 self.close_connection = True
-                left.pop(0)(self)
+                (left.pop(0) if left else refusal(404, "No more."))(self)
 
             do_GET = do_POST
 

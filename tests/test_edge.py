@@ -111,6 +111,7 @@ def test_one_client_may_send_so_many_requests_a_minute_and_another_as_many() -> 
             assert 1 <= int(refused.headers["retry-after"]) <= 20
         for path in ("/health", "/ready", "/metrics"):
             assert server.client.get(path, headers=headers).status_code == 200
+        assert server.client.get("/v1/transcriptions/unknown", headers=headers).status_code == 404
 
 
 def test_without_keys_a_client_is_an_address() -> None:
