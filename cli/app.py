@@ -185,7 +185,7 @@ def listen(  # noqa: PLR0913 - its options
         elif input == "-":
             source = sources.Played(stdin_pipe(), paced=False)
         else:
-            source = sources.played_file(Path(input))
+            source = sources.Played(input, paced=True)
         status = listening.listen(source, client, wanted, interval, screen)
     raise typer.Exit(status)
 

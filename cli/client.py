@@ -122,7 +122,7 @@ class Client:
         """`total` and `completed` bytes and what is done with them, until every file is there."""
         body, done = {"model": model, "stream": True}, False
         with self._explained(), self._http.stream("POST", "/v1/models/pull", json=body, timeout=STREAM) as response:
-            self._check(response)
+            _check(response)
             for event in _events(response):
                 if event["status"] == "error":
                     raise Failure(event["error"])
@@ -137,7 +137,7 @@ class Client:
             response = self._http.get(f"/v1/transcriptions/{request_id}")
             if response.status_code == 404:
                 return None
-            self._check(response)
+            _check(response)
             found = response.json()
             return Figures(found["audio_seconds_done"], found["audio_seconds"], found["remaining_seconds"])
 
@@ -154,14 +154,14 @@ class Client:
         """Pieces of the answer; returns the seconds to wait if the server has asked for that instead."""
         timeout = STREAM if wanted.streams else WHOLE
         with self._explained(), recording.open() as file:
-            upload = {"data": wanted.form(), "files": {"file": (recording.name, file)}}
+            upload = {"data": wanted.form(), "files": {"file": ("recording", file)}}
             headers = {"X-Request-Id": recording.id}
             with self._http.stream(
                 "POST", "/v1/audio/transcriptions", headers=headers, timeout=timeout, **upload
             ) as response:
                 if may_wait and (wait := _wait(response)):
                     return wait
-                self._check(response)
+                _check(response)
                 if wanted.streams:
                     yield from self._heard(recording.name, response)
                 else:
@@ -185,7 +185,7 @@ class Client:
 
     def _get(self, path: str) -> dict[str, Any]:
         response = self._http.get(path)
-        self._check(response)
+        _check(response)
         return response.json()
 
     @contextmanager
@@ -211,17 +211,19 @@ class Client:
     def _broken(self) -> Failure:
         return Failure(f"the connection to {self._server} broke before the answer was whole. Its log may say why.")
 
-    def _check(self, response: httpx.Response) -> None:
-        if response.is_success:
-            return
-        response.read()
-        try:
-            message = response.json()["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = f"{response.url} answered {response.status_code} {response.reason_phrase}. Check --server."
-        if response.status_code == 401:
-            message += " On the command line: --api-key or VOXTRAL_API_KEY."
-        raise Failure(message)
+
+def _check(response: httpx.Response) -> None:
+    """Raises Failure for what is no answer, with the server's own words if there are any."""
+    if response.is_success:
+        return
+    response.read()
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = f"{response.url} answered {response.status_code} {response.reason_phrase}. Check --server."
+    if response.status_code == 401:
+        message += " On the command line: --api-key or VOXTRAL_API_KEY."
+    raise Failure(message)
 
 
 def _model(row: dict[str, Any]) -> Model:

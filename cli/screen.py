@@ -11,10 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    Progress,
-    ProgressColumn,
-)
+from rich.progress import Progress, ProgressColumn
 
 
 class Screen:

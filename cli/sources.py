@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -35,11 +34,11 @@ class Source(Protocol):
 
 
 class Played:
-    """A recording in any format; `paced`: no faster than it was spoken."""
+    """A recording in any format, by its path or from a pipe; `paced`: no faster than it was spoken."""
 
     rate = SAMPLE_RATE
 
-    def __init__(self, file: BinaryIO | Readable, paced: bool) -> None:
+    def __init__(self, file: str | Readable, paced: bool) -> None:
         self.live = paced
         self._file, self._stopped = file, threading.Event()
 
@@ -53,12 +52,13 @@ class Played:
                     return
                 yield block
         except av.FFmpegError as error:
-            raise Failure(f"this cannot be played: {error.strerror}.") from None
+            raise Failure(f"--input cannot be played: {error.strerror}.") from None
 
     def _decoded(self) -> Iterator[np.ndarray]:
-        with av.open(self._file) as container:
+        # A path by FFmpeg's `file:`, so that a colon in it names no other protocol.
+        with av.open(f"file:{self._file}" if isinstance(self._file, str) else self._file) as container:
             if not container.streams.audio:
-                raise Failure("this cannot be played: it has no sound.")
+                raise Failure("--input cannot be played: it has no sound.")
             resampler = av.AudioResampler(format="s16", layout="mono", rate=self.rate)
             for frame in container.decode(container.streams.audio[0]):
                 for converted in resampler.resample(frame):
@@ -68,13 +68,6 @@ class Played:
 
     def stop(self) -> None:
         self._stopped.set()
-
-
-def played_file(path: Path) -> Played:
-    try:
-        return Played(path.open("rb"), paced=True)
-    except OSError as error:
-        raise Failure(f"{path}: {error.strerror}.") from None
 
 
 class Microphone:
@@ -95,6 +88,7 @@ class Microphone:
                 samplerate=self.rate, device=chosen, channels=1, dtype="int16",
                 blocksize=int(self.rate * BLOCK_SECONDS), callback=self._heard,
             )  # fmt: skip
+            self._stream.start()
         except (library.PortAudioError, ValueError) as error:
             raise Failure(
                 f"no microphone ({error}). `python -m sounddevice` lists what there is; --device chooses one."
@@ -110,7 +104,6 @@ class Microphone:
 
     def blocks(self) -> Iterator[np.ndarray]:
         with closing(self._stream):
-            self._stream.start()
             while not (self._stopped or self._full):
                 yield self._next()
             self._stream.stop()

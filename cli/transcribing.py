@@ -172,10 +172,10 @@ def _deliver(hearing: Hearing, screen: Screen) -> None:
     if job.target is None:
         write_out(hearing.texts(), screen)
         return
-    text = with_newline("".join(hearing.texts()))
+    text = "".join(hearing.texts())
     try:
         with job.target.open("w" if job.overwrite else "x", encoding="utf-8", newline="") as file:
-            file.write(text)
+            file.write(text if text.endswith("\n") else text + "\n")
     except OSError as error:
         raise Failure(f"{job.target}: {error.strerror}.") from None
     screen.note(f"{job.name} → {job.target}")
@@ -195,10 +195,6 @@ def write_out(texts: Iterator[str], screen: Screen) -> None:
         finally:
             if last and not last.endswith("\n"):
                 print(flush=True)
-
-
-def with_newline(text: str) -> str:
-    return text if text.endswith("\n") else text + "\n"
 
 
 def clock(seconds: float) -> str:
