@@ -45,8 +45,9 @@ class LoopDetector:
         places.append(self.count)
         self._window.append(text)
         self.count += 1
-        self.looping = self._is_periodic() or self._is_compressible()
-        self.went_back |= self._is_long_repeat()
+        repeated = max(self._runs.values(), default=0) >= LONG_REPEAT  # few texts come further
+        self.looping = (repeated and self._is_periodic()) or self._is_compressible()
+        self.went_back |= repeated and self._is_long_repeat()
 
     def _is_periodic(self) -> bool:
         return any(run >= LOOP_REPEATS * period + LOOP_TOKENS for period, run in self._runs.items())
@@ -54,7 +55,7 @@ class LoopDetector:
     def _is_long_repeat(self) -> bool:
         stretch = max((run for period, run in self._runs.items() if period > WORD), default=0)
         words = max((run for period, run in self._runs.items() if period <= WORD), default=0)
-        return stretch >= LONG_REPEAT and stretch > words
+        return stretch >= LONG_REPEAT and stretch > words  # which repeat at every multiple of their own period too
 
     def _is_compressible(self) -> bool:
         if len(self._window) < WINDOW or self.count % EVERY:
