@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from continuation import goes_on, word_ends
+from continuation import begins_word, goes_on, word_ends
 from engine.loops import LoopDetector
 from engine.tokenizer import TextDecoder
 from transcript import TextDelta, TextToken
@@ -41,11 +41,12 @@ class ChunkText:
         return self._loops.sound
 
     def go_on_as(self, second: Sequence[TextToken]) -> None:
-        """The rest of the text is that of a second decoding of the same audio. The word that was begun is ended."""
-        ends = word_ends(self.tokens)
+        """The rest of the text is that of a second decoding of the same audio. The word that was begun is ended, but
+        for repeats of a loop that are part of it."""
+        ends = word_ends(self.tokens[: max(self._read, self.sound)])
         kept = next((end for end in ends if end >= self._read), 0) if self._read else 0
         del self.tokens[kept:]
-        self.tokens += second[goes_on(self.tokens, second) :]
+        self.tokens = joined([self.tokens, second[goes_on(self.tokens, second) :]])
 
     def cut(self, most: int) -> bool:
         """Keep `most` tokens at most. Whether there were more."""
@@ -74,7 +75,7 @@ def joined(parts: Sequence[Sequence[TextToken]]) -> list[TextToken]:
     tokens: list[TextToken] = []
     for part in parts:
         first, rest = list(part[:1]), part[1:]
-        if tokens and first and not first[0].bytes[:1].isspace():
+        if tokens and first and not begins_word(first[0]):
             first = [replace(first[0], bytes=b" " + first[0].bytes)]
         tokens += [*first, *rest]
     return tokens

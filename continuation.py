@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
 from operator import ne
+from unicodedata import east_asian_width
 
 from transcript import TextToken
 
@@ -18,9 +19,15 @@ def goes_on(sent: Sequence[TextToken], second: Sequence[TextToken]) -> int:
 
 
 def word_ends(tokens: Sequence[TextToken]) -> list[int]:
-    """For each word, how many tokens there are up to its end. A token that begins with a space begins a word."""
-    begins = [i for i, token in enumerate(tokens) if i and token.bytes[:1].isspace()]
+    """For each word, how many tokens there are up to its end."""
+    begins = [i for i, token in enumerate(tokens) if i and begins_word(token)]
     return [*begins, len(tokens)] if tokens else []
+
+
+def begins_word(token: TextToken) -> bool:
+    """With a space, or with a character of Chinese or Japanese, which have none between words."""
+    first = token.bytes.decode(errors="ignore")[:1]
+    return first.isspace() or (first != "" and east_asian_width(first) == "W")
 
 
 def words_told(sent: Sequence[str], second: Sequence[str]) -> int:

@@ -135,7 +135,8 @@ class ChunkDecoding:
     async def _tokens(self) -> AsyncGenerator[TextToken]:
         token_bytes = self._asked.worker.backend.tokenizer.token_bytes
         async for token in self._stream:
-            yield TextToken(token.id, token_bytes(token.id), token.logprob)
+            top = tuple((token_bytes(other), logprob) for other, logprob in token.top)
+            yield TextToken(token.id, token_bytes(token.id), token.logprob, top)
 
     def _heard(self, text: ChunkText) -> _Heard:
         done, job = self._stream.done, self._stream.job

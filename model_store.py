@@ -15,12 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 from huggingface_hub import scan_cache_dir, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     CacheNotFound,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -115,11 +113,12 @@ class ModelStore:
             log.info("downloaded %s", download.spec.id)
         except DownloadFailed as error:
             download.error, download.stage = error, "failed"
-        except (OSError, httpx.HTTPError, HfHubHTTPError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - the border of the thread: whoever waits must learn of any failure
             download.error, download.stage = _explain(download.spec, error), "failed"
+        finally:
+            download.finished.set()
         if download.error:
             log.error("cannot download %s: %s", download.spec.id, download.error)
-        download.finished.set()
 
     def _fetch(self, download: Download) -> None:
         self._check_architecture(download.spec)
@@ -233,7 +232,7 @@ def _explain(spec: ModelSpec, error: Exception) -> DownloadFailed:
             f"The Hub has no model {spec.repository} at revision {spec.revision} that it shows to this machine. "
             "Check the name; a private or gated model needs HF_TOKEN.",
         )
-    reason = str(causes[-1]).strip().split("\n")[0].rstrip(".")
+    reason = str(causes[-1]).strip().split("\n")[0].rstrip(".") or type(error).__name__
     return DownloadFailed("network", f"{reason}. Check the network and the disk, and pull the model again.")
 
 

@@ -57,7 +57,7 @@ class Responder:
             reply = Reply(self, model, request)
             try:
                 model.check_available()
-                await asyncio.to_thread(reply.hear, audio)
+                await reply.hear(audio)
                 if worker := model.loaded:
                     await reply.job(worker)
             except BaseException:
@@ -76,16 +76,30 @@ class Reply:
         self._responder, self._model, self._request = responder, model, request
         self._started = time.monotonic()
         self._samples: tuple[np.ndarray, ...] = ()
+        self._listening = True  # whether anybody waits for the recordings to be decoded
         self._streams: list[JobStream] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
-    def hear(self, files: Iterable[AudioFile]) -> None:
-        """Decode all recordings. Blocks."""
+    async def hear(self, files: Iterable[AudioFile]) -> None:
+        """Decode all recordings. Cancelled, it waits for the thread, which reads the files, to end at its next block.
+
+        Raises AudioError, PromptTooLong.
+        """
+        decoding = asyncio.ensure_future(asyncio.to_thread(self._decode, files))
+        try:
+            await asyncio.shield(decoding)
+        finally:
+            self._listening = False
+            await asyncio.gather(decoding, return_exceptions=True)
+
+    def _decode(self, files: Iterable[AudioFile]) -> None:
         left = int(LONGEST_SECONDS * SAMPLE_RATE)
         for file in files:
             blocks = []
             for block in file.blocks():
+                if not self._listening:
+                    return
                 left -= len(block)
                 if left < 0:
                     raise PromptTooLong(

@@ -49,3 +49,9 @@ def test_the_second_text_goes_on_behind_a_whole_word_whatever_its_tokens() -> No
     assert goes_on(sent, second) == 3
     assert goes_on([], second) == 0
     assert goes_on(sent, []) == 0
+
+
+def test_where_no_spaces_are_written_each_character_is_a_word() -> None:
+    sent, second = tokens("今天", "天", "气"), tokens("今天", "天", "气", "很", "好")
+    assert word_ends(second) == [1, 2, 3, 4, 5]
+    assert goes_on(sent, second) == 3

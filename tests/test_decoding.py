@@ -98,6 +98,22 @@ def test_a_chunk_that_loops_is_decoded_again_in_halves_cut_in_pauses() -> None:
     assert told.segment.compression_ratio < 2
 
 
+def test_a_loop_inside_a_word_is_left_out_too() -> None:
+    told = tell(longer_than(40, lambda job: "alpha " + "ha" * 60))
+    assert told.text.count("ha") < 8
+    assert told.text.endswith(" ".join(WORDS[1:60]))
+
+
+def test_texts_that_share_no_word_are_not_glued_together() -> None:
+    def loops_elsewhere(job: Job) -> str:
+        return "stop" + " play" * ROUNDS
+
+    told = tell(longer_than(40, loops_elsewhere))
+    assert told.text.split()[0] == "stop"
+    assert told.text.endswith(" ".join(WORDS[:60]))
+    assert set(told.text.split()) <= {*WORDS}
+
+
 def test_a_stretch_that_is_told_twice_is_heard_again_before_it_leaves() -> None:
     def goes_back(job: Job) -> str:
         words = words_in(job.audio[0])

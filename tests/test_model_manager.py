@@ -169,3 +169,16 @@ async def test_an_absent_model_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable) as caught:
         await manager.worker(manager.default)
     assert caught.value.reason == "absent"
+
+
+def test_whatever_ends_a_download_ends_the_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ModelStore(Settings(voxtral_cache_dir=tmp_path))
+
+    def fail(download: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(store, "_fetch", fail)
+    download = store.start_download(MODELS[0])
+    assert download.finished.wait(60)
+    assert download.stage == "failed"
+    assert "RuntimeError" in str(download.error)

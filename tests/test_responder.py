@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import BadRequestError, OpenAI
 
+from admission import Admission
 from answer import AnswerDelta, AnswerDone, ToolCallMade, Writer
-from config import DEMO_MODEL
-from engine.core import Token
+from config import DEMO_MODEL, Settings
+from engine.core import Sampling, Token
 from engine.tokenizer import VoxtralTokenizer
+from responder import AnswerRequest, Responder
 from tests.serving import Server
 from tests.speech import clip
-from transcript import Usage
+from transcript import Conversation, Usage
 
 MODEL = "whisper-1"
 SPOKEN = clip("voice_en-us")
@@ -49,6 +55,43 @@ def client(server: Server) -> Iterator[OpenAI]:
 
 def ask(server: Server, messages: list[dict[str, Any]], **fields: Any) -> httpx.Response:
     return server.client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, **fields})
+
+
+def test_transcripts_tell_the_likeliest_tokens_too(client: OpenAI) -> None:
+    asked = [{"role": "user", "content": [AUDIO, {"type": "text", "text": "Transcribe this audio."}]}]
+    answer = client.chat.completions.create(model=MODEL, messages=asked, logprobs=True, top_logprobs=2)
+    scores = answer.choices[0].logprobs.content
+    assert scores
+    assert all(len(score.top_logprobs) == 2 for score in scores)
+
+
+@pytest.mark.anyio
+async def test_a_file_stays_open_for_the_thread_that_decodes_it_when_the_client_has_gone() -> None:
+    began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    class Recording:
+        def blocks(self) -> Iterator[np.ndarray]:
+            yield np.zeros(16_000, np.float32)
+            began.set()
+            assert go_on.wait(60)
+            ended.set()
+            yield np.zeros(16_000, np.float32)
+
+        def close(self) -> None:
+            assert ended.is_set()
+
+    settings = Settings()
+    models = SimpleNamespace(check_available=lambda: None, loaded=None)
+    responder = Responder(settings, None, Admission(1), None)
+    opening = asyncio.create_task(responder.open(models, AnswerRequest(Conversation(()), Sampling()), [Recording()]))
+    await asyncio.to_thread(began.wait, 60)
+    opening.cancel()
+    await asyncio.sleep(0.05)
+    assert not opening.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert responder.admission.active == 0
 
 
 def test_several_recordings_and_turns_are_heard_in_one_context(server: Server) -> None:
