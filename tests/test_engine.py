@@ -291,6 +291,16 @@ async def test_a_job_that_finds_no_memory_waits_for_another_to_leave(
     assert refused == [1, 1]  # once for each job that had to wait
 
 
+def test_the_cache_of_a_gpu_takes_of_what_is_free_but_no_more_than_is_of_use(
+    backend: VoxtralBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = backend._model.config.text_config
+    bytes_each = 2 * 4 * 2 * 64 * 4  # keys and values, layers, heads, numbers of each, float32
+    for free, positions in ((bytes_each * 100_000, 80_000), (2**40, 64 * 4096)):
+        monkeypatch.setattr("engine.backends.voxtral.free_memory", lambda device, free=free: free)
+        assert backend._positions_that_fit(config, rows=64) == positions
+
+
 async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(source: int, target: int) -> None:
         raise SystemError("the worker dies here")
