@@ -94,13 +94,17 @@ def keeping(at_the_kill: dict[str, Any], folder: Path) -> Iterator[Server]:
         yield server
 
 
+def test_a_request_at_work_tells_how_far_it_is(at_the_kill: dict[str, Any]) -> None:
+    assert at_the_kill["state"] == "running"
+    assert 0 < at_the_kill["chunks_done"] < len(NAMES)
+    assert at_the_kill["audio_seconds"] == pytest.approx(len(LONG) / 32_000, abs=0.01)
+    assert at_the_kill["remaining_seconds"] > 0
+
+
 def test_a_killed_server_goes_on_where_it_was_and_gives_what_an_undisturbed_one_gives(
     keeping: Server, at_the_kill: dict[str, Any]
 ) -> None:
     """Undisturbed is Bob's request: he has another key, so nothing of Ann's is used for him."""
-    assert 0 < at_the_kill["chunks_done"] < len(NAMES)
-    assert at_the_kill["audio_seconds"] == pytest.approx(len(LONG) / 32_000, abs=0.01)
-    assert at_the_kill["remaining_seconds"] > 0
     before = lookups(keeping)
     resumed = post(keeping, ANN, response_format="verbose_json").json()
     hits, misses = lookups(keeping) - before
