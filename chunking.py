@@ -28,13 +28,14 @@ LONGEST_PAUSE = 5 * SAMPLE_RATE
 class Chunk:
     """What the model hears at once, float32 mono at 16 kHz, from sample `start` of the audio on.
 
-    With `speech`, its first and last sample in the audio, pauses may be left out between; else nothing is.
+    `regions`: the spans of speech that it was packed from, between which pauses are left out; none where nobody looked
+    for speech, and nothing is left out.
     """
 
     index: int
     start: int
     samples: np.ndarray
-    speech: tuple[int, int] | None = None
+    regions: tuple[Span, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -47,20 +48,27 @@ class Chunk:
     @property
     def end_ms(self) -> int:
         """Up to where the recording is heard when this chunk is."""
-        return milliseconds(self.speech[1] if self.speech else self.start + len(self.samples))
+        return milliseconds(self.regions[-1].last if self.regions else self.start + len(self.samples))
 
-    def speech_ms(self) -> tuple[int, int]:
-        """Start and end, in the whole audio, of speech; where nobody looked for it, of what is loud enough to be
-        speech, or of the whole chunk where nothing is."""
-        if self.speech:
-            return milliseconds(self.speech[0]), milliseconds(self.speech[1])
+    def spans(self) -> tuple[Span, ...]:
+        """What the samples are of the whole audio. Where nobody looked for speech, it is what is loud enough to be
+        speech, or all where nothing is."""
+        return self.regions or (self._loud_span(),)
+
+    def _loud_span(self) -> Span:
+        end = self.start + len(self.samples)
         loudness = frame_rms(self.samples)
         peak = loudness.max(initial=0.0)
         loud = np.flatnonzero(loudness > peak * SPEECH_BELOW_PEAK)
         if peak == 0 or not len(loud):
-            return milliseconds(self.start), milliseconds(self.start + len(self.samples))
-        end = min((loud[-1] + 1) * FRAME, len(self.samples))
-        return milliseconds(self.start + loud[0] * FRAME), milliseconds(self.start + end)
+            return Span(self.start, end, self.start, end)
+        first, last = (self.start + int(frame) * FRAME for frame in (loud[0], loud[-1] + 1))
+        return Span(self.start, end, first, min(last, end))
+
+    def speech_ms(self) -> tuple[int, int]:
+        """Start and end of speech in the whole audio."""
+        spans = self.spans()
+        return milliseconds(spans[0].first), milliseconds(spans[-1].last)
 
 
 def milliseconds(samples: int) -> int:
@@ -149,9 +157,8 @@ def speech_chunks(blocks: Iterable[np.ndarray], longest_seconds: float, detectio
     """The speech in `blocks`, in chunks of at most `longest_seconds`; memory holds about two of them."""
     longest = int(longest_seconds * SAMPLE_RATE)
     for index, packed in enumerate(pack(speech_regions(blocks, longest, detection), longest)):
-        first, last = packed[0].span, packed[-1].span
         samples = np.concatenate([region.samples for region in packed])
-        yield Chunk(index, first.start, samples, (first.first, last.last))
+        yield Chunk(index, packed[0].span.start, samples, tuple(region.span for region in packed))
 
 
 def pack(regions: Iterable[Region], longest: int) -> Iterator[list[Region]]:

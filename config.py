@@ -120,6 +120,12 @@ class Settings(BaseModel):
     chunk_store_dir: Path | None = Field(
         None, description="Where they are kept. Empty: `voxtral-local` in the cache folder of this user."
     )
+    subtitle_line_length: int = Field(42, ge=10, le=200, description="Characters of a line of srt and vtt at most.")
+    subtitle_lines: int = Field(2, ge=1, le=10, description="Lines of a subtitle at most.")
+    subtitle_min_seconds: float = Field(
+        1.0, ge=0, le=10, description="Seconds that a subtitle stands at least, where the next one lets it."
+    )
+    subtitle_max_seconds: float = Field(7.0, ge=1, le=60, description="Seconds that a subtitle stands at most.")
     heartbeat_seconds: float = Field(
         10.0, gt=0, le=300, description="Seconds of silence on a stream after which a comment line is sent."
     )

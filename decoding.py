@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from chunk_text import ChunkText, joined
 from chunking import Chunk, halves
 from engine.core import Job, JobDone
 from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
+from word_times import Timing, needs_places, timed_segments
 
 if TYPE_CHECKING:
     from engine.worker import JobStream, Worker  # brings torch, which takes seconds
@@ -45,6 +46,7 @@ class Asked:
     owner: Hashable  # whose turn in the batch they share
     job: Job  # without its audio; `max_tokens` is the client's cap for a chunk
     token_cap: Callable[[float], int]  # most tokens that so many seconds of audio can need
+    timing: Timing = "chunks"
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,13 @@ class ChunkDecoding:
         self._asked = asked
         self._usage = Usage(audio_ms=chunk.duration_ms)
         self._decodings = 0
-        self._stream = self._submit(chunk.samples, asked.job.sampling.temperature)
+        self._stream = self._submit(chunk.samples, asked.job.sampling.temperature, self._is_timed)
 
     def cancel(self) -> None:
         self._stream.cancel()
 
     async def events(self, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """Deltas as they are decoded, then the segment. `separate`: text stands before, put a space.
+        """Deltas as they are decoded, then the segments. `separate`: text stands before, put a space.
 
         Raises EngineError.
         """
@@ -85,15 +87,19 @@ class ChunkDecoding:
             if delta := text.add(token):
                 yield delta
         kept = [self._heard(text)]
+        places = kept[0].done.spans
         if kept[0].failed:
             log.warning("%s: %s; it is heard again in pieces", self._place, REASONS[kept[0].done.reason])
             kept = await self._hear_again(self.chunk.samples, kept[0])
             await asyncio.to_thread(text.go_on_as, joined([heard.tokens for heard in kept]))
+            places = await self._places(text.tokens)
         too_long = text.cut(self._asked.job.max_tokens)
         if delta := text.finish():
             yield delta
         lapses = [heard.lapse for heard in kept if heard.lapse]
-        yield SegmentDone(self._segment(text, kept, "length" if too_long else next(iter(lapses), None)))
+        segment = self._segment(text, kept, "length" if too_long else next(iter(lapses), None))
+        for part in timed_segments(segment, places[: len(text.tokens)], self.chunk) if places else [segment]:
+            yield SegmentDone(part)
 
     async def _hear_again(self, samples: np.ndarray, failed: _Heard) -> list[_Heard]:
         """What is heard in the pieces of audio that failed as a whole."""
@@ -106,6 +112,21 @@ class ChunkDecoding:
         log.warning("%s: %s at every temperature; words may be missing", self._place, REASONS[failed.done.reason])
         return [failed]
 
+    def _is_timed(self, tokens: list[int]) -> bool:
+        token_bytes = self._asked.worker.backend.tokenizer.token_bytes
+        return needs_places(self._asked.timing, self.chunk, b"".join(map(token_bytes, tokens)))
+
+    async def _places(self, tokens: list[TextToken]) -> Sequence[tuple[int, int]]:
+        """Where the tokens of several decodings are in the audio of the whole chunk, if that is asked."""
+        ids = [token.id for token in tokens]
+        if not ids or not self._is_timed(ids):
+            return ()
+        job = replace(self._asked.job, audio=(self.chunk.samples,), max_tokens=len(ids), answer=tuple(ids))
+        self._stream = self._asked.worker.submit(job, self._asked.owner)
+        async for _ in self._stream:
+            pass
+        return self._stream.done.spans if self._stream.done else ()
+
     async def _hear(self, samples: np.ndarray) -> list[_Heard]:
         heard = await self._decode(samples, self._asked.job.sampling.temperature)
         return await self._hear_again(samples, heard) if heard.failed else [heard]
@@ -117,7 +138,9 @@ class ChunkDecoding:
             text.add(token)
         return self._heard(text)
 
-    def _submit(self, samples: np.ndarray, temperature: float) -> JobStream:
+    def _submit(
+        self, samples: np.ndarray, temperature: float, timed: Callable[[list[int]], bool] | None = None
+    ) -> JobStream:
         # Each decoding draws its own random numbers: the same ones would make the same choices in every chunk. Where
         # nothing was to be drawn, a text that is drawn after all shall be the same each time.
         sampling = self._asked.job.sampling
@@ -129,6 +152,7 @@ class ChunkDecoding:
             audio=(samples,),
             max_tokens=min(self._asked.job.max_tokens, self._asked.token_cap(len(samples) / SAMPLE_RATE)),
             sampling=replace(sampling, temperature=temperature),
+            timed=timed,
         )
         return self._asked.worker.submit(job, self._asked.owner)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import csv
 import unicodedata
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from config import ConfigError
-from transcript import SegmentDone, TextDelta
+from transcript import SegmentDone, TextDelta, Word
 
 
 @dataclass
@@ -63,6 +63,11 @@ class Replacer:
 
     def finish(self) -> str:
         return "".join(self._decided(final=True))
+
+    @property
+    def holds(self) -> bool:
+        """Whether the text may end within an entry."""
+        return bool(self._held)
 
     def _decided(self, final: bool) -> Iterator[str]:
         text, at = self._held, 0
@@ -176,4 +181,22 @@ async def replaced(
                 tokens = ()
             if isinstance(event, SegmentDone):
                 segment = event.segment
-                yield SegmentDone(replace(segment, text=replacements.apply(segment.text)))
+                text = replacements.apply(segment.text)
+                words = tuple(_replaced_words(segment.words, replacements))
+                yield SegmentDone(replace(segment, text=text, words=words))
+
+
+def _replaced_words(words: Sequence[Word], replacements: Replacements) -> Iterator[Word]:
+    """As many words as there were keep their times; what else is written for some has the time of all of them."""
+    replacer, read, text = Replacer(replacements), [], ""
+    for word in words:
+        read.append(word)
+        text += replacer.add(f"{word.text} ")
+        if replacer.holds and word is not words[-1]:
+            continue
+        texts = (text + replacer.finish()).split()
+        if len(read) == len(texts):
+            yield from (replace(each, text=written) for each, written in zip(read, texts, strict=True))
+        else:
+            yield Word(read[0].start_ms, word.end_ms, " ".join(texts))
+        read, text = [], ""

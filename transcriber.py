@@ -41,6 +41,7 @@ from transcript import (
     Usage,
 )
 from voice_activity import AUTO, Detection
+from word_times import Timing
 
 if TYPE_CHECKING:
     from engine.worker import Worker  # brings torch, which takes seconds
@@ -59,6 +60,7 @@ class TranscriptionRequest:
     max_tokens: int | None = None  # cap for each chunk, beside the cap by its length
     keywords: tuple[str, ...] = ()  # words to expect, spelled as they are to be written
     detection: Detection | None = None  # what counts as speech; None: AUTO
+    timing: Timing = "chunks"
 
 
 class Transcriber:
@@ -198,7 +200,7 @@ class Transcription:
         keywords = await asyncio.to_thread(tokenizer.keyword_tree, request.keywords)
         most = request.max_tokens or worker.backend.context_length
         job = Job(prompt, (), most, request.sampling, keywords=keywords, loops_end=True)
-        return Asked(worker, self, job, self._settings.token_cap)
+        return Asked(worker, self, job, self._settings.token_cap, request.timing)
 
     def _open_shelf(self, asked: Asked) -> Shelf | None:
         """Finished chunks of such requests; None where none may be kept. What is drawn is drawn anew each time."""

@@ -108,8 +108,18 @@ Lapse = Literal["loop", "length"]
 
 
 @dataclass(frozen=True)
+class Word:
+    """What stands between white space, with the punctuation around it."""
+
+    start_ms: int
+    end_ms: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Segment:
-    """A stretch of speech. A segment without text is a chunk in which the model heard nobody speak."""
+    """A stretch of speech: what was heard at once, or a part of it where times were asked for. A segment without text
+    is a chunk in which the model heard nobody speak."""
 
     start_ms: int
     end_ms: int
@@ -117,8 +127,9 @@ class Segment:
     tokens: tuple[TextToken, ...]
     no_speech_prob: float  # the model's probability of ending before the first word
     temperature: float  # the highest that a part of it was drawn with
-    usage: Usage  # with what was decoded again
+    usage: Usage  # of all that was heard at once and of what was decoded again, counted by the first of its parts
     lapse: Lapse | None = None  # why words may be missing
+    words: tuple[Word, ...] = ()  # where each was spoken, if that was found out
 
     @property
     def avg_logprob(self) -> float:
@@ -160,6 +171,10 @@ class Transcript:
     @property
     def tokens(self) -> tuple[TextToken, ...]:
         return tuple(token for segment in self.segments for token in segment.tokens)
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        return tuple(word for segment in self.segments for word in segment.words)
 
     @property
     def truncated(self) -> bool:

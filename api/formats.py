@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from html import escape
+from typing import Literal
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import languages
+from api.times import NONE, Granularity, whisper_times
 from api.transcription_wire import language_codes, logprobs, mistral_body, warnings
-from transcript import Segment, Transcript
+from subtitles import TRADE_LIMITS, Cue, SubtitleLimits, subtitles
+from transcript import Transcript
 
 Task = Literal["transcribe", "translate"]
+MISTRALS_OWN = {"type": "transcription_segment", "speaker_id": None}
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,18 @@ class Shape:
     model: str
     task: Task = "transcribe"
     logprobs: bool = False
-    segments: bool = False  # in `json` too, as Mistral's clients ask for them
+    granularities: frozenset[Granularity] = NONE  # what was asked to have times; verbose_json has segments by default
+    subtitles: SubtitleLimits = TRADE_LIMITS
 
 
 def as_json(transcript: Transcript, shape: Shape) -> Response:
     """One body that the SDKs of OpenAI and Mistral both read. Its segments have Mistral's keys and Whisper's."""
-    body = mistral_body(transcript, shape.model) | {"languages": language_codes(transcript.language)}
-    body["segments"] = [
-        {"type": "transcription_segment", "speaker_id": None, **whisper} for whisper in _whisper_segments(transcript)
-    ]
-    if not shape.segments:
+    times = whisper_times(transcript, shape.granularities)
+    if "segments" in times:
+        times["segments"] = [MISTRALS_OWN | segment for segment in times["segments"]]
+    body = mistral_body(transcript, shape.model, shape.granularities) | times
+    body["languages"] = language_codes(transcript.language)
+    if not shape.granularities:
         del body["segments"]
     if shape.logprobs:
         body["logprobs"] = logprobs(transcript.tokens)
@@ -53,7 +59,7 @@ def as_verbose_json(transcript: Transcript, shape: Shape) -> Response:
             "language": language_name(transcript.language),
             "duration": usage.audio_ms / 1000,
             "text": transcript.text,
-            "segments": _whisper_segments(transcript),
+            **whisper_times(transcript, shape.granularities or frozenset({"segment"})),
             "usage": {"type": "duration", "seconds": usage.audio_seconds},
             "warnings": warnings(transcript),
         }
@@ -61,16 +67,15 @@ def as_verbose_json(transcript: Transcript, shape: Shape) -> Response:
 
 
 def as_srt(transcript: Transcript, shape: Shape) -> Response:
-    cues = [
-        f"{i}\n{clock(s.start_ms, ',')} --> {clock(s.end_ms, ',')}\n{s.text.strip()}\n\n"
-        for i, s in enumerate(spoken(transcript), start=1)
-    ]
-    return PlainTextResponse("".join(cues))
+    cues = enumerate(_cues(transcript, shape, mark=","), start=1)
+    return PlainTextResponse("".join(f"{i}\n{times}\n{text}\n\n" for i, (times, text) in cues))
 
 
 def as_vtt(transcript: Transcript, shape: Shape) -> Response:
-    cues = [f"{clock(s.start_ms, '.')} --> {clock(s.end_ms, '.')}\n{s.text.strip()}\n\n" for s in spoken(transcript)]
-    return PlainTextResponse("WEBVTT\n\n" + "".join(cues), media_type="text/vtt")
+    """Its text is markup, in which `<`, `&` and `-->` mean something."""
+    cues = _cues(transcript, shape, mark=".")
+    body = "".join(f"{times}\n{escape(text, quote=False)}\n\n" for times, text in cues)
+    return PlainTextResponse(f"WEBVTT\n\n{body}", media_type="text/vtt")
 
 
 FORMATS: dict[str, Callable[[Transcript, Shape], Response]] = {
@@ -82,8 +87,13 @@ FORMATS: dict[str, Callable[[Transcript, Shape], Response]] = {
 }
 
 
-def spoken(transcript: Transcript) -> list[Segment]:
-    return [segment for segment in transcript.segments if segment.text.strip()]
+def _cues(transcript: Transcript, shape: Shape, mark: str) -> list[tuple[str, str]]:
+    """Times and text of subtitles; of each word by itself where times of words were asked for."""
+    if "word" in shape.granularities:
+        cues = [Cue(word.start_ms, word.end_ms, (word.text,)) for word in transcript.words]
+    else:
+        cues = subtitles(transcript.words, transcript.usage.audio_ms, shape.subtitles)
+    return [(f"{clock(cue.start_ms, mark)} --> {clock(cue.end_ms, mark)}", "\n".join(cue.lines)) for cue in cues]
 
 
 def clock(ms: int, mark: str) -> str:
@@ -97,23 +107,3 @@ def clock(ms: int, mark: str) -> str:
 def language_name(code: str | None) -> str:
     """The English name in lower case, as Whisper says it; `unknown` where nothing tells."""
     return languages.name_of(code).lower() if code else "unknown"
-
-
-def _whisper_segments(transcript: Transcript) -> list[dict[str, Any]]:
-    return [_whisper_segment(i, segment) for i, segment in enumerate(spoken(transcript))]
-
-
-def _whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
-    """Whisper's ten keys. `seek` counts 10-ms frames from the start of the audio to the segment."""
-    return {
-        "id": index,
-        "seek": segment.start_ms // 10,
-        "start": segment.start_ms / 1000,
-        "end": segment.end_ms / 1000,
-        "text": segment.text,
-        "tokens": [token.id for token in segment.tokens],
-        "temperature": segment.temperature,
-        "avg_logprob": segment.avg_logprob,
-        "compression_ratio": segment.compression_ratio,
-        "no_speech_prob": segment.no_speech_prob,
-    }

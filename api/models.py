@@ -172,7 +172,7 @@ def describe_model(service: Service, model: Model) -> dict[str, Any]:
         },
         "audio_transcription_capabilities": {
             "modes": ["offline"], "diarization": False, "context_bias": True, "turn_detection": False,
-            "timestamp_granularities": ["segment"], "languages": list(spec.languages),
+            "timestamp_granularities": ["segment", "word"], "languages": list(spec.languages),
         },
         "downloaded": model.folder is not None,
         "loaded": model.loaded is not None,

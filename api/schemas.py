@@ -67,6 +67,22 @@ class Segment(WhisperSegment):
     speaker_id: None
 
 
+class WordSegment(Answer):
+    """A word in the place of a segment, as Mistral has it."""
+
+    type: Literal["transcription_segment"]
+    text: str
+    start: float
+    end: float
+    speaker_id: None
+
+
+class Word(Answer):
+    word: str = Field(description="with the punctuation around it")
+    start: float = Field(description="seconds from the start of the audio")
+    end: float
+
+
 class LanguageCode(Answer):
     code: str = Field(examples=["en"])
 
@@ -90,7 +106,10 @@ class Transcription(Answer):
     usage: TranscriptionUsage
     finish_reason: Literal["stop", "length"]
     warnings: list[TranscriptionWarning]
-    segments: list[Segment] | None = Field(None, description="where timestamp_granularities asked for them")
+    segments: list[Segment] | list[WordSegment] | None = Field(
+        None, description="where timestamp_granularities asked for them; words, where it asked for nothing else"
+    )
+    words: list[Word] | None = Field(None, description="where timestamp_granularities asked for them")
     logprobs: list[Logprob] | None = Field(None, description="where include asked for them")
 
 
@@ -123,7 +142,10 @@ class VerboseTranscription(Answer):
     language: str = Field(description="English name in lower case, or unknown")
     duration: float = Field(description="seconds")
     text: str
-    segments: list[WhisperSegment]
+    segments: list[WhisperSegment] | None = Field(
+        None, description="unless timestamp_granularities asked for words only"
+    )
+    words: list[Word] | None = Field(None, description="where timestamp_granularities asked for them")
     usage: DurationUsage
     warnings: list[TranscriptionWarning]
 

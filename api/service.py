@@ -25,6 +25,7 @@ from model_manager import Model, ModelManager
 from progress import Caller, Progress
 from responder import AnswerRequest, Reply, Responder
 from streaming import KEEPALIVE, EventStream, sse, until_disconnect
+from subtitles import SubtitleLimits
 from transcriber import Transcriber, Transcription, TranscriptionRequest
 
 Result = TypeVar("Result")
@@ -50,6 +51,14 @@ class Service:
             "/v1/models; POST /v1/models/pull fetches more.",
             param="model",
             code="model_not_found",
+        )
+
+    @property
+    def subtitle_limits(self) -> SubtitleLimits:
+        settings = self.settings
+        shortest, longest = settings.subtitle_min_seconds, settings.subtitle_max_seconds
+        return SubtitleLimits(
+            settings.subtitle_line_length, settings.subtitle_lines, round(shortest * 1000), round(longest * 1000)
         )
 
     async def recording(self, values: Mapping[str, Any]) -> BinaryIO:
@@ -109,7 +118,7 @@ class Service:
             result = await until_disconnect(request.receive, work)
         finally:
             await close()
-        return Response(status_code=CLIENT_GONE) if result is None else render(result)
+        return Response(status_code=CLIENT_GONE) if result is None else await asyncio.to_thread(render, result)
 
 
 def figures(progress: Progress) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from api.times import NONE, Granularity, mistral_segments, seconds, whisper_times
 from streaming import sse
-from transcript import Event, Finished, Lapse, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage
+from transcript import Event, Finished, Lapse, SegmentDone, TextDelta, TextToken, Transcript, Usage
 
 
 def token_usage(usage: Usage) -> dict[str, Any]:
@@ -41,14 +42,20 @@ LAPSES: dict[Lapse, str] = {
 
 def warnings(transcript: Transcript) -> list[dict[str, Any]]:
     return [
-        {"code": s.lapse, "message": LAPSES[s.lapse], "start": s.start_ms / 1000, "end": s.end_ms / 1000}
-        for s in transcript.segments
-        if s.lapse
+        {"code": segment.lapse, "message": LAPSES[segment.lapse], **seconds(segment)}
+        for segment in transcript.segments
+        if segment.lapse
     ]
 
 
-async def openai_frames(events: AsyncGenerator[Event], with_logprobs: bool) -> AsyncGenerator[bytes]:
-    """OpenAI's `transcript.text.*` events. The stream ends by its end: `[DONE]` would break other SDKs."""
+async def openai_frames(
+    events: AsyncGenerator[Event], with_logprobs: bool, granularities: frozenset[Granularity] = NONE
+) -> AsyncGenerator[bytes]:
+    """OpenAI's `transcript.text.*` events. The stream ends by its end: `[DONE]` would break other SDKs.
+
+    Times stand in the last event, under the names that `verbose_json` has for them: OpenAI's own events of segments are
+    those of speakers.
+    """
 
     def scores(tokens: tuple[TextToken, ...]) -> dict[str, Any]:
         return {"logprobs": logprobs(tokens)} if with_logprobs else {}
@@ -62,7 +69,7 @@ async def openai_frames(events: AsyncGenerator[Event], with_logprobs: bool) -> A
                 done = {"type": "transcript.text.done", "text": transcript.text, **scores(transcript.tokens)}
                 found = language_codes(transcript.language)
                 more = {"languages": found, "usage": token_usage(transcript.usage), "warnings": warnings(transcript)}
-                yield sse({**done, **more})
+                yield sse({**done, **whisper_times(transcript, granularities), **more})
 
 
 def mistral_error(body: dict[str, Any]) -> bytes:
@@ -70,37 +77,37 @@ def mistral_error(body: dict[str, Any]) -> bytes:
     return sse({"object": "error", **body["error"]}, event="error")
 
 
-async def mistral_frames(events: AsyncGenerator[Event], model: str) -> AsyncGenerator[bytes]:
+async def mistral_frames(
+    events: AsyncGenerator[Event], model: str, granularities: frozenset[Granularity] = NONE
+) -> AsyncGenerator[bytes]:
     """Mistral's `transcription.*` events, whose SDKs read the type from the `event:` line and break on `[DONE]`."""
     async with aclosing(events):
         async for event in events:
             if isinstance(event, TextDelta):
                 yield _mistral_event({"type": "transcription.text.delta", "text": event.text})
-            elif isinstance(event, SegmentDone) and event.segment.text.strip():
-                yield _mistral_event({"type": "transcription.segment", **mistral_segment(event.segment)})
+            elif isinstance(event, SegmentDone):
+                for segment in mistral_segments(event.segment, granularities):
+                    yield _mistral_event({"type": "transcription.segment", **segment})
             elif isinstance(event, Finished):
                 if event.transcript.language:
                     language = event.transcript.language
                     yield _mistral_event({"type": "transcription.language", "audio_language": language})
-                yield _mistral_event({"type": "transcription.done", **mistral_body(event.transcript, model)})
+                yield _mistral_event(
+                    {"type": "transcription.done", **mistral_body(event.transcript, model, granularities)}
+                )
 
 
 def _mistral_event(payload: dict[str, Any]) -> bytes:
     return sse(payload, event=payload["type"])
 
 
-def mistral_segment(segment: Segment) -> dict[str, Any]:
-    times = {"start": segment.start_ms / 1000, "end": segment.end_ms / 1000}
-    return {"text": segment.text.strip(), **times, "speaker_id": None}
-
-
-def mistral_body(transcript: Transcript, model: str) -> dict[str, Any]:
-    said = [segment for segment in transcript.segments if segment.text.strip()]
+def mistral_body(transcript: Transcript, model: str, granularities: frozenset[Granularity]) -> dict[str, Any]:
+    segments = (part for segment in transcript.segments for part in mistral_segments(segment, granularities))
     return {
         "model": model,
         "text": transcript.text,
         "language": transcript.language,
-        "segments": [{"type": "transcription_segment", **mistral_segment(segment)} for segment in said],
+        "segments": [{"type": "transcription_segment", **segment} for segment in segments],
         "usage": token_usage(transcript.usage),
         "finish_reason": "length" if transcript.truncated else "stop",
         "warnings": warnings(transcript),

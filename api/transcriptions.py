@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,14 @@ from api.keywords import keywords_of, listed_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
 from api.schemas import Transcription, VerboseTranscription
 from api.service import service_of
+from api.times import Granularity
 from api.transcription_wire import mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
 from engine.core import Sampling
 from transcriber import TranscriptionRequest
 from transcript import Conversation, fold
 from voice_activity import Detection
+from word_times import Timing
 
 router = APIRouter()
 
@@ -67,7 +69,9 @@ FIELDS: dict[str, dict[str, Any]] = {
         "description": "log-probability of each token, in `json` and in streams",
     },
     "timestamp_granularities": {
-        "type": "array", "items": {"type": "string", "enum": ["segment"]}, "description": "segments in `json` too",
+        "type": "array", "items": {"type": "string", "enum": ["segment", "word"]},
+        "description": "what has times: segments by default in `verbose_json`, nothing in `json` and in streams. "
+        "`word` alone leaves segments out, and gives `srt` and `vtt` a cue for each word",
     },
     "chunking_strategy": {
         "anyOf": [{"type": "string", "enum": ["auto"]}, SERVER_VAD],
@@ -148,11 +152,14 @@ async def answer_audio(request: Request, task: Task) -> Response:
     transcription = await service.open(request, model, call.request, file)
     events, close, progress = transcription.events(), transcription.close, transcription.progress
     if not call.stream:
-        shaped = partial(FORMATS[call.response_format], shape=call.shape)
+        shape = replace(call.shape, subtitles=service.subtitle_limits)
+        shaped = partial(FORMATS[call.response_format], shape=shape)
         return await service.whole(request, fold(events), close, shaped)
     if speaks_mistral(request.headers, values):
-        return service.stream(mistral_frames(events, call.shape.model), close, mistral_error, progress)
-    return service.stream(openai_frames(events, call.shape.logprobs), close, progress=progress)
+        frames = mistral_frames(events, call.shape.model, call.shape.granularities)
+        return service.stream(frames, close, mistral_error, progress)
+    frames = openai_frames(events, call.shape.logprobs, call.shape.granularities)
+    return service.stream(frames, close, progress=progress)
 
 
 def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
@@ -165,6 +172,7 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
         )
     _refuse_speakers(values)
     spoken = fields.language(values)
+    granularities = _granularities(values, task, response_format, stream)
     request = TranscriptionRequest(
         language="en" if task == "translate" else spoken,
         conversation=_instruction(values, task, spoken),
@@ -172,8 +180,9 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
         max_tokens=_token_limit(values),
         keywords=_keywords(values),
         detection=_detection(values),
+        timing=_timing(granularities, response_format, stream),
     )
-    shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), _segments(values))
+    shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), granularities)
     return AudioCall(response_format, stream, shape, request)
 
 
@@ -243,13 +252,28 @@ def _logprobs(values: Mapping[str, Any], response_format: str, stream: bool) -> 
     return bool(wanted)
 
 
-def _segments(values: Mapping[str, Any]) -> bool:
+def _granularities(values: Mapping[str, Any], task: Task, response_format: str, stream: bool) -> frozenset[Granularity]:
     wanted = fields.listed(values, "timestamp_granularities")
-    if "word" in wanted:
-        raise unsupported("timestamp_granularities", "Times of words are not supported yet. Ask for 'segment'.")
-    if any(value != "segment" for value in wanted):
-        raise invalid("timestamp_granularities", "timestamp_granularities may only hold 'segment'.")
-    return bool(wanted)
+    if not set(wanted) <= {"segment", "word"}:
+        raise invalid("timestamp_granularities", "timestamp_granularities may only hold 'segment' and 'word'.")
+    if "word" in wanted and task == "translate":
+        raise unsupported(
+            "timestamp_granularities", "The words of a translation are not those that were said. Ask for 'segment'."
+        )
+    if "word" in wanted and response_format == "text" and not stream:
+        raise unsupported(
+            "timestamp_granularities", "text has no place for times of words. Ask for response_format verbose_json."
+        )
+    return frozenset(wanted)
+
+
+def _timing(granularities: frozenset[Granularity], response_format: str, stream: bool) -> Timing:
+    """What the answer shows the times of. Streams have one form, whatever the format."""
+    if "word" in granularities or response_format in ("srt", "vtt"):
+        return "words"
+    if not stream and response_format in ("text", "verbose_json"):
+        return "segments" if response_format == "verbose_json" else "chunks"
+    return "segments" if granularities else "chunks"
 
 
 def _detection(values: Mapping[str, Any]) -> Detection | None:

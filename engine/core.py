@@ -9,6 +9,7 @@ EngineError
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,6 +89,9 @@ class Job:
     grammar: str | None = None  # what the answer must obey, as llguidance reads it
     keywords: KeywordTree | None = None  # words to expect
     loops_end: bool = False  # whether a text that repeats itself is given up
+    # Asked once the answer is there: are the places of its tokens in the (one) recording to be found?
+    timed: Callable[[list[int]], bool] | None = None
+    answer: tuple[int, ...] = ()  # is there already: nothing is decoded, only the places of its tokens are found
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,4 @@ class JobDone:
     audio_tokens: int
     output_tokens: int  # the end-of-text included
     no_speech_prob: float  # probability of the end-of-text as the first token
+    spans: Sequence[tuple[int, int]] = ()  # where `Job.timed` asked: each token's samples of the recording

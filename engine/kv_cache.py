@@ -135,6 +135,25 @@ class PrefillView:
         return keys, values
 
 
+class TextView:
+    """One row as a text sees it that is read at once behind the first `start` positions; later ones are overwritten."""
+
+    def __init__(self, cache: KVCache, row: int, start: int) -> None:
+        self._cache, self._row, self._start = cache, row, start
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self._start
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values (1, heads, text, dim) and return views of all that the row holds up to them."""
+        end = self._start + keys.shape[2]
+        row = slice(self._row, self._row + 1)
+        all_keys, all_values = self._cache.keys[layer][row, :, :end], self._cache.values[layer][row, :, :end]
+        all_keys[:, :, self._start :] = keys
+        all_values[:, :, self._start :] = values
+        return all_keys, all_values
+
+
 class DecodeView:
     """The cache as one decode step sees it: a row for each job, of different lengths, with one new position each.
 

@@ -16,7 +16,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -84,8 +84,10 @@ class _Active:
     sampler: Sampler
     last: Token
     no_speech_prob: float
-    count: int = field(default=1)
+    count: int = 1
     loops: LoopDetector = field(default_factory=LoopDetector)
+    written: list[int] = field(default_factory=list)  # without the end-of-text
+    ended: Literal["stop", "length", "loop"] | None = None  # why; it only waits to be aligned
 
 
 class Worker:
@@ -163,7 +165,8 @@ class Worker:
         try:
             while self._receive():
                 started = time.monotonic()
-                self._prefill_waiting()
+                if not self._align_next():
+                    self._prefill_waiting()
                 self._decode_step()
                 self._emit()
                 self.busy_seconds += time.monotonic() - started
@@ -229,6 +232,23 @@ class Worker:
         else:
             self._fail(streams, error)
 
+    def _align_next(self) -> bool:
+        """Find where the text of one job was spoken; it keeps its row until then. False: none waits for that.
+
+        In place of a prefill, so that between two steps running jobs wait for one of them at most.
+        """
+        row = next((row for row in self._active.values() if row.ended), None)
+        if row is None:
+            return False
+        job = row.stream.job
+        try:
+            spans = self.backend.align(job, self._scheduler.row(row.stream), [*(job.answer or row.written)])
+        except Exception as error:  # noqa: BLE001 - as for a prefill
+            self._fail([row.stream], error)
+        else:
+            self._finish(row, spans)
+        return True
+
     def _sampler(self, job: Job) -> Sampler:
         tokenizer = self.backend.tokenizer
         prompt = tuple(token for text in job.prompt.texts for token in text)
@@ -237,7 +257,7 @@ class Worker:
 
     def _decode_step(self) -> None:
         rows = [self._active[stream] for stream in self._scheduler.running]
-        if not rows:
+        if all(row.ended for row in rows):
             return
         try:
             tokens = choose_tokens(self.backend.decode([row.last.id for row in rows]), [row.sampler for row in rows])
@@ -245,28 +265,38 @@ class Worker:
             self._fail([row.stream for row in rows], error)
             return
         for row, token in zip(rows, tokens, strict=True):
-            row.last, row.count = token, row.count + 1
-            self._advance(row)
+            if not row.ended:  # those that have only fill their row of the step
+                row.last, row.count = token, row.count + 1
+                self._advance(row)
 
     def _advance(self, row: _Active) -> None:
         """Send the token that a row just chose, or its end."""
-        reason = self._reason_to_end(row)
-        if reason != "stop":
+        row.ended = self._reason_to_end(row)
+        if row.ended != "stop":
             self._put(row.stream, row.last)
-        if reason:
-            text_tokens, audio_tokens = row.stream.job.prompt.text_tokens, row.stream.audio_tokens
-            self._put(row.stream, JobDone(reason, text_tokens, audio_tokens, row.count, row.no_speech_prob))
-            self._retire(row.stream)
+            row.written.append(row.last.id)
+        if row.ended and not self._is_timed(row):
+            self._finish(row)
 
     def _reason_to_end(self, row: _Active) -> Literal["stop", "length", "loop"] | None:
         tokenizer, job, token = self.backend.tokenizer, row.stream.job, row.last.id
-        if token == tokenizer.end_of_text:
+        if job.answer or token == tokenizer.end_of_text:
             return "stop"
         if job.loops_end:
             row.loops.add(token, tokenizer.token_bytes(token))
             if row.loops.looping:
                 return "loop"
         return "length" if row.count >= job.max_tokens else None
+
+    def _is_timed(self, row: _Active) -> bool:
+        job, text = row.stream.job, row.written
+        return bool(job.answer or (job.timed and text and row.ended != "loop" and job.timed(text)))
+
+    def _finish(self, row: _Active, spans: Sequence[tuple[int, int]] = ()) -> None:
+        text_tokens, audio_tokens = row.stream.job.prompt.text_tokens, row.stream.audio_tokens
+        assert row.ended
+        self._put(row.stream, JobDone(row.ended, text_tokens, audio_tokens, row.count, row.no_speech_prob, spans))
+        self._retire(row.stream)
 
     def _fail(self, streams: list[JobStream], error: Exception) -> None:
         log.error("%d jobs failed", len(streams), exc_info=error)

@@ -69,6 +69,10 @@ class ScriptedBackend:
     def decode(self, tokens: list[int]) -> torch.Tensor:
         return self._logits([next(self._texts[row]) for row in range(len(tokens))])
 
+    def align(self, job: Job, row: int, tokens: list[int]) -> list[tuple[int, int]]:
+        """A word a second, as in `spoken`."""
+        return [(i * SAMPLE_RATE, i * SAMPLE_RATE + int(0.7 * SAMPLE_RATE)) for i in range(len(tokens))]
+
     def _logits(self, tokens: list[int]) -> torch.Tensor:
         logits = torch.zeros(len(tokens), self.tokenizer.vocabulary_size)
         logits[torch.arange(len(tokens)), torch.tensor(tokens)] = LOGIT

@@ -23,6 +23,7 @@ class Clip:
     kind: str
     seconds: float
     words: str
+    starts_ms: list[int]  # of each word
 
     @property
     def path(self) -> Path:

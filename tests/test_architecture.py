@@ -25,6 +25,8 @@ LAYERS = (
     ("model_table",),
     ("engine",),
     ("chunk_reader",),
+    ("subtitles",),
+    ("word_times",),
     ("chunking",),
     ("voice_activity",),
     ("audio_processor",),

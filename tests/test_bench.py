@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import accuracy, gpu, latency, linear, memory, overhead, quality, throughput
+from bench import accuracy, alignment, gpu, latency, linear, memory, overhead, quality, throughput
 from bench.peers import arguments, numbers
 from config import DEMO_MODEL
 from tests.serving import Server
@@ -104,6 +104,13 @@ def test_accuracy_finds_float32_equal_to_itself_and_int8_close() -> None:
     assert (cosine, error, same) == ("1.00000", "0", "1")
     assert (again, no_error) == ("1.00000", "0")
     assert 0.99 < float(close) < 1
+
+
+def test_alignment_has_its_share_of_a_chunk() -> None:
+    ((seconds, tokens, *parts, share),) = rows(alignment.measure(DEMO_MODEL, (5,), 3, rounds=1, quantization="none"))
+    assert (seconds, tokens) == ("5", "15")
+    assert all(float(part) > 0 for part in parts)
+    assert 0 < float(share.rstrip("%")) < 100
 
 
 def test_linear_times_every_kind_of_weights() -> None:

@@ -135,7 +135,7 @@ def test_no_speech_is_lost_or_doubled_in_real_recordings(
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
     assert all(len(chunk.samples) <= longest * SAMPLE_RATE for chunk in chunks)
     assert all(a.speech_ms()[1] <= b.speech_ms()[0] for a, b in pairwise(chunks))
-    assert (chunks[0].speech[0], chunks[-1].speech[1]) == (spans[0].first, spans[-1].last)
+    assert (chunks[0].spans()[0].first, chunks[-1].spans()[-1].last) == (spans[0].first, spans[-1].last)
     if len(heard) == len(kept):
         assert np.array_equal(heard, kept)
 

@@ -24,6 +24,7 @@ from tests.scripted import WORDS, ScriptedBackend, spoken, words_in
 from tests.serving import Server
 from tests.speech import SAMPLE_RATE, clip, word_errors
 from transcript import Segment, TextDelta
+from word_times import Timing
 
 Script = Callable[[Job], str]
 ROUNDS = 60
@@ -40,7 +41,14 @@ class Told:
         return "".join(delta.text for delta in self.deltas)
 
 
-def tell(script: Script, seconds: int = 60, separate: bool = False, words: Sequence[str] = (), **asked: object) -> Told:
+def tell(
+    script: Script,
+    seconds: int = 60,
+    words: Sequence[str] = (),
+    separate: bool = False,
+    timing: Timing = "chunks",
+    **asked: object,
+) -> Told:
     """The events of a chunk in which `words` or the first `seconds` WORDS are spoken, one each second."""
     samples = spoken(words or WORDS[:seconds])
     backend = ScriptedBackend(script)
@@ -49,7 +57,8 @@ def tell(script: Script, seconds: int = 60, separate: bool = False, words: Seque
     job = replace(Job(prompt, (), backend.context_length, Sampling(), loops_end=True), **asked)
 
     async def events() -> Told:
-        decoding = ChunkDecoding(Asked(worker, "test", job, Settings().token_cap), Chunk(0, 0, samples))
+        all_asked = Asked(worker, "test", job, Settings().token_cap, timing)
+        decoding = ChunkDecoding(all_asked, Chunk(0, 0, samples))
         *deltas, done = [event async for event in decoding.events(separate)]
         return Told(deltas, done.segment, backend.jobs)
 
@@ -75,6 +84,17 @@ def loops(job: Job, after: int = 3, phrase: int = 2) -> str:
 def longer_than(seconds: float, failing: Script) -> Script:
     """A model that fails on longer audio, and hears every word of shorter."""
     return lambda job: failing(job) if seconds_of(job) > seconds else " ".join(words_in(job.audio[0]))
+
+
+@pytest.mark.parametrize("longest", [90, 20])
+def test_words_of_several_decodings_have_the_times_of_the_whole_chunk(longest: int) -> None:
+    told = tell(longer_than(longest, loops), timing="words")
+    assert [word.text for word in told.segment.words] == WORDS[:60]
+    assert [(word.start_ms, word.end_ms) for word in told.segment.words] == [
+        (i * 1000, i * 1000 + 700) for i in range(60)
+    ]
+    assert len(told.jobs) == (1 if longest == 90 else 8)  # of 60, 2 x 30 and 4 x 15 s, and one that finds the places
+    assert len(told.jobs[-1].answer) == (0 if longest == 90 else 60)
 
 
 def test_a_chunk_that_goes_well_is_decoded_once() -> None:

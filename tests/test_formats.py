@@ -10,14 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.formats import FORMATS, Shape, clock, language_name
-from transcript import Segment, TextToken, Transcript, Usage
+from subtitles import SubtitleLimits
+from transcript import Segment, TextToken, Transcript, Usage, Word
 
 TIME = re.compile(r"(\d\d+):(\d\d):(\d\d)[.,](\d\d\d)")
 
 
 def segment(start_ms: int, end_ms: int, text: str) -> Segment:
     tokens = (TextToken(1000, b" one", -0.1), TextToken(1001, b" two", -0.3))
-    return Segment(start_ms, end_ms, text, tokens, 0.01, 0.0, Usage(5, 375, 3, end_ms))
+    texts = text.split()
+    step = (end_ms - start_ms) // max(len(texts), 1)
+    words = tuple(Word(start_ms + i * step, start_ms + (i + 1) * step, word) for i, word in enumerate(texts))
+    return Segment(start_ms, end_ms, text, tokens, 0.01, 0.0, Usage(5, 375, 3, end_ms), words=words)
 
 
 TALK = Transcript(
@@ -41,13 +45,31 @@ def test_clock_round_trips_every_millisecond(ms: int, mark: str) -> None:
 
 
 def test_srt_numbers_its_cues_and_leaves_silence_out() -> None:
-    assert body("srt") == ("1\n00:00:01,001 --> 00:00:02,500\none two\n\n2\n00:01:01,000 --> 01:01:01,002\nthree\n\n")
+    assert body("srt") == ("1\n00:00:01,001 --> 00:00:02,499\none two\n\n2\n00:01:01,000 --> 00:01:08,000\nthree\n\n")
 
 
 def test_vtt_has_its_header_and_points_for_commas() -> None:
     assert body("vtt") == (
-        "WEBVTT\n\n00:00:01.001 --> 00:00:02.500\none two\n\n00:01:01.000 --> 01:01:01.002\nthree\n\n"
+        "WEBVTT\n\n00:00:01.001 --> 00:00:02.499\none two\n\n00:01:01.000 --> 00:01:08.000\nthree\n\n"
     )
+
+
+def test_vtt_escapes_what_would_be_markup() -> None:
+    talk = Transcript("", "en", (segment(0, 3000, "if a<b & c --> d"),), Usage(1, 1, 1, 3000))
+    text = FORMATS["vtt"](talk, Shape("voxtral")).body.decode()
+    assert text == "WEBVTT\n\n00:00:00.000 --> 00:00:03.000\nif a&lt;b &amp; c --&gt; d\n\n"
+
+
+def test_subtitles_obey_the_limits_that_are_set() -> None:
+    assert body("srt", subtitles=SubtitleLimits(3, 2, 0, 7000)).splitlines()[1:4] == [
+        "00:00:01,001 --> 00:00:02,499", "one", "two",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["srt", "vtt"])
+def test_each_word_is_a_cue_where_words_were_asked_for(name: str) -> None:
+    cues = body(name, granularities=frozenset({"word"}))
+    assert re.findall("one|two|three|-->", cues) == ["-->", "one", "-->", "two", "-->", "three"]
 
 
 def test_text_ends_with_one_newline() -> None:
@@ -76,12 +98,41 @@ def test_json_pleases_the_sdks_of_openai_and_mistral() -> None:
 
 
 def test_json_has_segments_and_logprobs_where_they_were_asked_for() -> None:
-    answer = json.loads(body("json", segments=True, logprobs=True))
+    answer = json.loads(body("json", granularities=frozenset({"segment"}), logprobs=True))
     first = answer["segments"][0]
     assert (first["type"], first["start"], first["end"]) == ("transcription_segment", 1.001, 2.5)
     assert first["speaker_id"] is None
     assert first["tokens"] == [1000, 1001]
     assert answer["logprobs"][1] == {"token": " two", "logprob": -0.3, "bytes": list(b" two")}
+
+
+WORDS = [
+    {"word": "one", "start": 1.001, "end": 1.75},
+    {"word": "two", "start": 1.75, "end": 2.499},
+    {"word": "three", "start": 61.0, "end": 3661.002},
+]
+
+
+def test_verbose_json_has_words_segments_or_both_as_they_were_asked_for() -> None:
+    words, both, default = (
+        json.loads(body("verbose_json", granularities=frozenset(wanted)))
+        for wanted in (["word"], ["word", "segment"], [])
+    )
+    assert words["words"] == both["words"] == WORDS
+    assert both["segments"] == default["segments"]
+    assert ("segments" in words, "words" in default) == (False, False)
+
+
+def test_json_has_words_as_openai_and_in_the_place_of_segments_as_mistral() -> None:
+    answer = json.loads(body("json", granularities=frozenset({"word"})))
+    assert answer["words"] == WORDS
+    assert answer["segments"] == [
+        {"type": "transcription_segment", "text": word["word"], "start": word["start"], "end": word["end"],
+         "speaker_id": None} for word in WORDS
+    ]  # fmt: skip
+    both = json.loads(body("json", granularities=frozenset({"word", "segment"})))
+    assert both["words"] == WORDS
+    assert [segment["text"] for segment in both["segments"]] == ["one two", "three"]
 
 
 def test_a_translation_says_that_it_is_one() -> None:

@@ -16,7 +16,7 @@ from config import ConfigError
 from replacements import Replacements, Replacer, read_replacements, replaced
 from tests.serving import Server
 from tests.speech import clip
-from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage
+from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage, Word
 
 ENTRIES = {
     "lot ee": "Lotti", "lot": "lots", "new york": "NYC", "new york city": "New York City", "gonna": "going to",
@@ -109,6 +109,22 @@ async def test_deltas_and_segments_tell_the_same_and_no_token_is_lost() -> None:
     assert "".join(delta.text for delta in deltas) == done.segment.text == "we use Lotti a lots"
     assert [token for delta in deltas for token in delta.tokens] == tokens
     assert done.segment.tokens == tuple(tokens)
+
+
+@pytest.mark.anyio
+async def test_what_is_written_for_several_words_has_their_time() -> None:
+    heard = "new shoes from new york city, gonna go, new york"
+    words = tuple(Word(i * 100, i * 100 + 90, word) for i, word in enumerate(heard.split()))
+
+    async def events() -> AsyncGenerator[TextDelta | SegmentDone]:
+        yield SegmentDone(Segment(0, 1000, heard, (), 0.0, 0.0, Usage(), words=words))
+
+    (done,) = [event async for event in replaced(events(), made(ENTRIES))]
+    assert [(word.text, word.start_ms, word.end_ms) for word in done.segment.words] == [
+        ("new", 0, 90), ("shoes", 100, 190), ("from", 200, 290), ("New", 300, 390), ("York", 400, 490),
+        ("City,", 500, 590), ("going to", 600, 690), ("go,", 700, 790), ("NYC", 800, 990),
+    ]  # fmt: skip
+    assert " ".join(word.text for word in done.segment.words) == done.segment.text
 
 
 def test_a_file_has_two_columns_quotes_where_needed_and_any_empty_lines(tmp_path: Path) -> None:

@@ -11,16 +11,17 @@ from answer import Answer, AnswerDelta, AnswerDone, AnswerEvent
 from api.chat_wire import ChatCompletion
 from api.transcription_wire import mistral_frames, openai_frames
 from streaming import EventStream, comment, sse, until_disconnect, with_heartbeats
-from transcript import Event, Finished, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage, fold
+from transcript import Event, Finished, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage, Word, fold
 
 pytestmark = pytest.mark.anyio
-RESULT = Transcript("grüße", "de", (), Usage(5, 375, 3, 1500))
+SEGMENT = Segment(0, 1500, "grüße", (), 0.0, 0.0, Usage(), words=(Word(100, 1500, "grüße"),))
+RESULT = Transcript("grüße", "de", (SEGMENT,), Usage(5, 375, 3, 1500))
 
 
 async def events() -> AsyncGenerator[Event]:
     yield TextDelta("grü", (TextToken(7, "grü".encode(), -0.5),))
     yield TextDelta("ße")
-    yield SegmentDone(Segment(0, 1500, "grüße", (), 0.0, 0.0, Usage()))
+    yield SegmentDone(SEGMENT)
     yield Finished(RESULT)
 
 
@@ -57,6 +58,18 @@ async def test_mistral_frames_name_their_event_and_hold_segments_and_language() 
     ]  # fmt: skip
     assert parsed[2][1]["end"] == 1.5
     assert parsed[-1][1]["text"] == "grüße"
+
+
+async def test_times_of_words_stand_in_openais_last_event_and_in_mistrals_segments() -> None:
+    word = frozenset({"word"})
+    *_, done = payloads([frame async for frame in openai_frames(events(), False, word)])
+    assert done["words"] == [{"word": "grüße", "start": 0.1, "end": 1.5}]
+    assert "segments" not in done
+    frames = [frame.decode().split("data: ")[1] async for frame in mistral_frames(events(), "m", word)]
+    *_, segment, _, done = map(json.loads, frames)
+    timed = {"text": "grüße", "start": 0.1, "end": 1.5, "speaker_id": None}
+    assert segment == {"type": "transcription.segment", **timed}
+    assert done["segments"] == [{"type": "transcription_segment", **timed}]
 
 
 async def test_chat_frames_share_an_id_and_end_with_usage_and_done_marker() -> None:

@@ -47,7 +47,12 @@ def assert_error(response: httpx.Response, status: int, code: str, param: str | 
         ({"language": "klingon"}, "invalid_value", "language"),
         ({"stream": "perhaps"}, "invalid_value", "stream"),
         ({"diarize": "true"}, "unsupported_value", "diarize"),
-        ({"timestamp_granularities[]": "word"}, "unsupported_value", "timestamp_granularities"),
+        ({"timestamp_granularities[]": "letter"}, "invalid_value", "timestamp_granularities"),
+        (
+            {"timestamp_granularities[]": "word", "response_format": "text"},
+            "unsupported_value",
+            "timestamp_granularities",
+        ),
         ({"include[]": "everything"}, "invalid_value", "include"),
         ({"include[]": "logprobs", "response_format": "srt"}, "unsupported_value", "include"),
         ({"languages[]": ["en", "de"]}, "unsupported_value", "languages"),

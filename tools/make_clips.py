@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,10 @@ def clips() -> list[tuple[str, str, Recording]]:
     made.extend((f"noise_{i}", "no speech", everyone.nothing(4)) for i in range(3))
     for common in ("two", "four", "gray", "eight", "right"):
         words = ("monday", common, "garden")
-        samples = speak(words, "en-us", 150, 50).samples.astype(np.float32) / 32767
-        made.append((f"sounds_like_{common}", "sound-alike", Recording(samples, words)))
+        spoken = speak(words, "en-us", 150, 50)
+        samples = spoken.samples.astype(np.float32) / 32767
+        spans = tuple(pairwise((*spoken.starts, len(samples))))
+        made.append((f"sounds_like_{common}", "sound-alike", Recording(samples, words, spans)))
     return made
 
 
@@ -62,8 +65,10 @@ def main() -> None:
         file = f"{name}.ogg" if seconds > 10 else f"{name}.flac"
         options = {"format": "OGG", "subtype": "OPUS"} if seconds > 10 else {}
         sf.write(out / file, recording.samples, SAMPLE_RATE, **options)
-        rows.append({"file": file, "kind": kind, "seconds": round(seconds, 3), "words": " ".join(recording.words)})
-    (out / "clips.json").write_text(json.dumps(rows, indent=1) + "\n")
+        starts_ms = [start * 1000 // SAMPLE_RATE for start, _ in recording.spans]
+        about = {"file": file, "kind": kind, "seconds": round(seconds, 3)}
+        rows.append({**about, "words": " ".join(recording.words), "starts_ms": starts_ms})
+    (out / "clips.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     print(f"{len(rows)} clips, {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB in {out}")
 
 

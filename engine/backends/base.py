@@ -50,6 +50,10 @@ class Backend(Protocol):
     def decode(self, tokens: list[int]) -> torch.Tensor:
         """One step for rows 0 to n-1, given the token each chose last. Logits (n, vocabulary), until the next step."""
 
+    def align(self, job: Job, row: int, tokens: list[int]) -> list[tuple[int, int]]:
+        """Where in the job's one recording each of the tokens that it wrote into `row` was spoken: its first sample and
+        the one after its last. The row can only be given up afterwards."""
+
     def move_row(self, source: int, target: int) -> None:
         """Overwrite `target` by `source`, whose job goes on there."""
 

@@ -17,11 +17,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, VoxtralForConditionalGeneration
 
 from engine import quantization
+from engine.alignment import token_spans
+from engine.attention import WATCHED_SDPA, AudioWatch
 from engine.backends.base import LoadOptions
 from engine.core import Job
 from engine.devices import free_memory, release_unused, to_device
-from engine.features import LogMel, window_count
-from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView
+from engine.features import WINDOW_SAMPLES, LogMel, window_count
+from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView, TextView
 from engine.scheduler import Limits, Size
 from engine.steps import ExactSteps, GraphSteps, RoundedSteps, rounded
 from engine.tokenizer import VoxtralTokenizer
@@ -55,6 +57,7 @@ class VoxtralBackend:
         self._mel = LogMel(folder, self._tensor_device)
         self._model = load_model(folder, kind, self._dtype).to(self._tensor_device)
         self._decoder = self._model.model.language_model
+        self._decoder.config._attn_implementation = WATCHED_SDPA
         audio, text = self._model.config.audio_config, self._model.config.text_config
         # Two frames make an encoder position, and the projector joins as many positions as fill its input.
         self._tokens_per_window = audio.max_source_positions * audio.hidden_size // audio.intermediate_size
@@ -138,6 +141,28 @@ class VoxtralBackend:
         return self._model.lm_head(hidden[:, 0])
 
     @torch.inference_mode()
+    def align(self, job: Job, row: int, tokens: list[int]) -> list[tuple[int, int]]:
+        """Reads the text once more behind the prompt, whose keys the row still holds, and looks where its heads look.
+
+        A token is written from the position before it, so the prompt's last token is read too; what writes the
+        end-of-text looks at what comes after the last word.
+        """
+        (samples,) = job.audio
+        audio_tokens = self.audio_tokens(len(samples))
+        start = job.prompt.text_tokens + audio_tokens - 1
+        ids = torch.tensor([[job.prompt.texts[-1][-1], *tokens]], device=self._tensor_device)
+        positions = torch.arange(start, start + ids.shape[1], device=self._tensor_device)
+        visible = torch.arange(start + ids.shape[1], device=self._tensor_device) <= positions[:, None]
+        self._cache.reserve(visible.shape[1], self.limits.rows)
+        samples_per_token = WINDOW_SAMPLES // self._tokens_per_window
+        first = len(job.prompt.texts[0])
+        watch = AudioWatch(slice(first, first - -len(samples) // samples_per_token), start)
+        view = TextView(self._cache, row, start)
+        self._decode_layers(self._embed(ids), positions[None], visible[None, None], view, watch)
+        spans = token_spans(watch.heads.mean())[:-1] * samples_per_token
+        return [(start, end) for start, end in np.minimum(spans, len(samples)).tolist()]
+
+    @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
         self._cache.move_row(source, target)
 
@@ -186,12 +211,15 @@ class VoxtralBackend:
         hidden: torch.Tensor,
         positions: torch.Tensor,
         mask: torch.Tensor | None,
-        cache: PrefillView | DecodeView,
+        cache: PrefillView | DecodeView | TextView,
+        watch: AudioWatch | None = None,
     ) -> torch.Tensor:
         """Hidden states (batch, length, hidden) after all layers. Without a mask, attention is causal."""
         rotation = self._decoder.rotary_emb(hidden, position_ids=positions)
         for layer in self._decoder.layers:
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache)
+            hidden = layer(
+                hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache, watch=watch
+            )
         return self._decoder.norm(hidden)
 
 

@@ -37,6 +37,14 @@ def test_asking_for_times_of_segments_gives_segments(client: Mistral) -> None:
     assert 0 <= answer.segments[0].start < answer.segments[0].end <= len(SPOKEN.samples()) / 16_000
 
 
+def test_asking_for_times_of_words_gives_words_in_the_place_of_segments(client: Mistral) -> None:
+    answer = client.audio.transcriptions.complete(model=MODEL, file=FILE, timestamp_granularities=["word"])
+    assert [word.text for word in answer.segments] == answer.text.split()
+    events = client.audio.transcriptions.stream(model=MODEL, file=FILE, timestamp_granularities=["word"])
+    streamed = [event.data for event in events if event.event == "transcription.segment"]
+    assert [(word.start, word.end) for word in streamed] == [(word.start, word.end) for word in answer.segments]
+
+
 def test_words_to_expect_decide_between_spellings(client: Mistral) -> None:
     spoken = {"file_name": "gray.flac", "content": clip("sounds_like_gray").data}
     plain = client.audio.transcriptions.complete(model=MODEL, file=spoken)

@@ -4,6 +4,7 @@ make the calls; each runs once."""
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,13 @@ def test_the_ai_sdk_gets_an_object_that_fits_its_schema(ai_sdk: Results) -> None
     assert ai_sdk["schema"]["colour"] in COLOURS
 
 
+@providers("openai", "mistral")
+def test_the_ai_sdk_gets_words_with_their_times(ai_sdk: Results) -> None:
+    words = ai_sdk["words"]["segments"]
+    assert [word["text"] for word in words] == ai_sdk["words"]["text"].split()
+    assert all(a["endSecond"] <= b["startSecond"] for a, b in pairwise(words))
+
+
 @providers(*ALL_PROVIDERS)
 def test_the_ai_sdk_gets_a_tool_called(ai_sdk: Results) -> None:
     (call,) = ai_sdk["tool"]["calls"]
@@ -190,7 +198,7 @@ def test_the_ai_sdk_gets_a_tool_called(ai_sdk: Results) -> None:
 @providers("openai", "mistral")
 def test_the_ai_sdk_names_the_refused_field_of_a_transcription(ai_sdk: Results) -> None:
     assert ai_sdk["refused"]["class"] == "APICallError"
-    assert ai_sdk["refused"]["param"] in ("timestamp_granularities", "diarize")
+    assert ai_sdk["refused"]["param"] in ("language", "diarize")
 
 
 @providers(*ALL_PROVIDERS)

@@ -63,9 +63,36 @@ def test_text_srt_and_vtt_are_strings(client: openai.OpenAI) -> None:
         for kind in ("text", "srt", "vtt")
     )
     assert_heard(spoken.words, text)
-    assert re.fullmatch(r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n" + re.escape(text.strip()) + "\n\n", srt)
+    cue = r"(\d+\n)?00:00:0\d[,.]\d{3} --> 00:00:0\d[,.]\d{3}\n(?P<text>[^\n]+(\n[^\n]+)?)\n\n"
+    assert re.fullmatch(f"({cue})+".replace("?P<text>", ""), srt)
+    for shown in (srt, vtt):
+        lines = " ".join(match["text"] for match in re.finditer(cue, shown))
+        assert lines.split() == text.split()
     assert vtt.startswith("WEBVTT\n\n00:00:0")
-    assert text.strip() in vtt
+
+
+def test_words_have_times_with_segments_and_without(client: openai.OpenAI) -> None:
+    spoken = clip("sparse_1")
+    words, both = (
+        client.audio.transcriptions.create(
+            model=MODEL, file=spoken.path, response_format="verbose_json", timestamp_granularities=wanted
+        )
+        for wanted in (["word"], ["word", "segment"])
+    )
+    assert " ".join(word.word for word in words.words) == words.text
+    assert words.segments is None
+    assert both.words == words.words
+    assert len(both.segments) > 2
+    for segment in both.segments:
+        inside = [word.word for word in both.words if segment.start <= word.start < segment.end]
+        assert " ".join(inside) == segment.text
+
+
+def test_a_stream_ends_with_the_times_that_were_asked_for(client: openai.OpenAI) -> None:
+    *_, done = client.audio.transcriptions.create(
+        model=MODEL, file=clip("voice_en-us").path, stream=True, timestamp_granularities=["word"]
+    )
+    assert " ".join(word["word"] for word in done.words) == done.text
 
 
 def test_verbose_json_carries_segments_with_times_inside_the_audio(client: openai.OpenAI) -> None:

@@ -40,10 +40,15 @@ const chatting = (model, message) => {
 
 // Mistral's provider has times of segments only where they are asked for.
 const times = { mistral: { timestampGranularities: ["segment"] } };
+const ofWords = { mistral: { timestampGranularities: ["word"] }, openai: { timestampGranularities: ["word"] } };
 const transcribing = (model, refused) => ({
   transcription: async () => {
     const { text, language, durationInSeconds, segments } = await transcribe({ model, audio, providerOptions: times });
     return { text, language, durationInSeconds, segments };
+  },
+  words: async () => {
+    const { text, segments } = await transcribe({ model, audio, providerOptions: ofWords });
+    return { text, segments };
   },
   refused: () => refusal(() => transcribe({ model, audio, maxRetries: 0, providerOptions: refused }), error),
 });
@@ -51,7 +56,7 @@ const transcribing = (model, refused) => ({
 const providers = {
   openai() {
     const openai = createOpenAI({ baseURL, apiKey: "none" });
-    const refused = { openai: { timestampGranularities: ["word"] } };
+    const refused = { openai: { language: "klingon" } };
     return { ...transcribing(openai.transcription("whisper-1"), refused), ...chatting(openai.chat("whisper-1"), hear) };
   },
   mistral() {
