@@ -21,6 +21,7 @@ from metrics import Metrics
 from model_store import fingerprint
 from store import CONTENT, ChunkStore, Shelf, StoredChunk
 from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage
+from voice_activity import Span
 
 TOKENS = (TextToken(7, "grü".encode()[:3], -0.1234567890123456), TextToken(300, b"\xbc\xc3\x9fe", -1e-9))
 SEGMENT = Segment(20, 1500, "grüße", TOKENS, 0.25, 0.0, Usage(5, 375, 3, 1500))
@@ -249,7 +250,7 @@ ABOUT = ("key of Ann", "voxtral-demo", "", "1 MB of weights, cpu", Sampling(), 2
         (ABOUT, replace(CHUNK, samples=CHUNK.samples + np.float32(1e-7))),
         (ABOUT, replace(CHUNK, start=321)),
         (ABOUT, replace(CHUNK, index=1)),
-        (ABOUT, replace(CHUNK, speech=(320, 1900))),
+        (ABOUT, replace(CHUNK, regions=(Span(320, 1920, 320, 1900),))),
     ],
 )  # fmt: skip
 @pytest.mark.anyio
