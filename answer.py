@@ -80,7 +80,7 @@ class Writer:
             yield from self._grow()
 
     def _grow(self) -> Iterator[AnswerDelta]:
-        found = [at for stop in self._stop if (at := self._text.find(stop)) >= 0]
+        found = [at for stop in self._stop if (at := self._text.find(stop, self._sent)) >= 0]
         if found:
             self._text, self.stopped = self._text[: min(found)], True
         yield from self._send(len(self._text) - (0 if self.stopped else self._undecided()))

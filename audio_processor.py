@@ -20,6 +20,8 @@ from av.container import InputContainer
 
 SAMPLE_RATE = 16_000  # Hz, what Voxtral's encoder was trained on
 SHORTEST_SECONDS = 0.1
+RATES = range(1_000, 768_001)  # Hz; a header can claim any, and what is held for a second goes by it
+MOST_HELD = 1 << 22  # values, of all channels together
 BLOCK_SAMPLES = SAMPLE_RATE  # one second
 
 # FFmpeg's demuxers that hold one recording. Playlists and scripts (hls, concat, dash, ...) are left out, because they
@@ -74,6 +76,13 @@ def damaged(detail: str) -> AudioError:
     )
 
 
+def unusual_rate(rate: int) -> AudioError:
+    return AudioError(
+        "audio_unsupported",
+        f"The audio has a sample rate of {rate} Hz; {RATES[0]} to {RATES[-1]} Hz are read. Convert it to 16000 Hz.",
+    )
+
+
 @dataclass(frozen=True)
 class AudioLimits:
     seconds: float
@@ -112,7 +121,7 @@ class AudioFile:
     def blocks(self) -> Iterator[np.ndarray]:
         """Mono float32 blocks (n,) at 16 kHz, about a second each, until the end.
 
-        Raises AudioError: audio_damaged, audio_too_short, audio_too_long.
+        Raises AudioError: audio_damaged, audio_unsupported, audio_too_short, audio_too_long.
         """
         limit = int(self._limits.seconds * SAMPLE_RATE)
         for block in _resampled(self._mono_seconds()):
@@ -132,7 +141,10 @@ class AudioFile:
         try:
             for frame in self._container.decode(self._stream):
                 of_frame = (frame.sample_rate, frame.format.name, frame.layout.nb_channels)
-                if frames and (of_frame != kind or held >= frame.sample_rate):
+                if frame.sample_rate not in RATES:
+                    raise unusual_rate(frame.sample_rate)
+                full = min(frame.sample_rate, MOST_HELD // frame.layout.nb_channels)
+                if frames and (of_frame != kind or held >= full):
                     yield frames[0].sample_rate, _mono(frames)
                     frames, held = [], 0
                 kind = of_frame

@@ -10,6 +10,8 @@ from api.fields import steady_temperature
 from engine.core import Sampling
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
+MOST_BIASES = 1024
+MOST_STOPS, LONGEST_STOP = 16, 200  # texts, characters of each: they are looked for at every token
 LEAST_TOP_P = 1e-6  # the likeliest token always stays; a share that float32 cannot hold would leave none
 
 
@@ -64,14 +66,20 @@ class ChatBody(BaseModel):
     repetition_penalty: float | None = Field(
         None, ge=0.01, le=10, description="divides the logits of tokens in prompt and answer; 1: none"
     )
-    logit_bias: dict[int, Bias] | None = Field(None, description="added to the logits of these tokens")
+    logit_bias: dict[int, Bias] | None = Field(
+        None, max_length=MOST_BIASES, description="added to the logits of these tokens"
+    )
     logprobs: bool | None = Field(None, description="log-probability of each token")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="so many likeliest tokens beside it")
     max_tokens: int | None = Field(None, ge=0, description="0 and left out: MAX_ANSWER_TOKENS")
     max_completion_tokens: int | None = Field(None, ge=0, description="wins over max_tokens")
     min_tokens: int | None = Field(None, ge=0, description="before which the answer may not end")
     n: int = Field(1, ge=1, le=16, description="answers to the same conversation")
-    stop: str | list[str] | None = Field(None, description="texts that end an answer and are no part of it")
+    stop: str | list[str] | None = Field(
+        None,
+        description=f"texts that end an answer and are no part of it: {MOST_STOPS} at most, of {LONGEST_STOP} "
+        "characters each",
+    )
     response_format: dict[str, Any] | None = Field(
         None, description="{type: text}, {type: json_object}, or {type: json_schema, json_schema: {name, schema}}"
     )
@@ -87,6 +95,14 @@ class ChatBody(BaseModel):
     @classmethod
     def _one_unless_given(cls, value: object) -> object:
         return 1 if value is None else value
+
+    @field_validator("stop")
+    @classmethod
+    def _few_and_short(cls, value: str | list[str] | None) -> str | list[str] | None:
+        given = [value] if isinstance(value, str) else value or []
+        if len(given) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in given):
+            raise ValueError(f"send {MOST_STOPS} texts at most, of {LONGEST_STOP} characters each")
+        return value
 
     @property
     def recording(self) -> str | None:

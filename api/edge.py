@@ -16,6 +16,7 @@ from admission import RequestRate
 from api.errors import ApiError, answer
 from metrics import Metrics
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SANE_ID = re.compile(r"[\w.:-]{1,128}")
 # Open without a key: probes of load balancers, and the documentation, which holds nothing secret.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
@@ -40,8 +41,10 @@ class RequestId:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-request-id"] = request_id
-                route = getattr(scope.get("route"), "path", "none")  # the pattern: paths would be without number
-                self._metrics.requests.labels(scope["method"], route, message["status"]).inc()
+                # The route's pattern and the usual methods: what clients can make up would be without number.
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                self._metrics.requests.labels(method, route, message["status"]).inc()
             await send(message)
 
         await self._app(scope, receive, send_with_id)

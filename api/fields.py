@@ -18,6 +18,8 @@ from starlette.datastructures import ImmutableMultiDict
 import languages
 from api.errors import invalid, unsupported
 
+LONGEST = 200_000  # characters or items of a list: 1000 words to expect, each as long as one may be
+LONGEST_LITERAL = 10_000  # characters in Python's own way of writing a list, which takes 100 times as long to read
 ABSENT = ("", "null", "None", None)
 
 
@@ -78,7 +80,11 @@ def listed(values: Mapping[str, Any], name: str) -> list[str]:
     """A list of texts however it is spelled: `name` or `name[]` repeated, `name[0]`, a JSON array, Python's own way of
     writing a list (LiteLLM sends that), or commas."""
     keys = [key for key in dict.fromkeys(values) if key in (name, f"{name}[]") or _indexed(key, name)]
-    found = [item for key in keys for value in _all(values, key) for item in _items(value)]
+    given = [value for key in keys for value in _all(values, key)]
+    length = sum(len(value) for value in given if isinstance(value, str | list))
+    if length > LONGEST:
+        raise invalid(name, f"{name} is longer than {LONGEST} characters or items. Shorten it.")
+    found = [item for value in given for item in _items(value, name, literal=length <= LONGEST_LITERAL)]
     return [item for item in found if item not in ABSENT]
 
 
@@ -91,15 +97,19 @@ def _all(values: Mapping[str, Any], key: str) -> list[Any]:
     return values.getlist(key) if isinstance(values, ImmutableMultiDict) else [values[key]]
 
 
-def _items(value: Any) -> list[str]:
+def _items(value: Any, name: str, literal: bool) -> list[str]:
     if isinstance(value, list):
         return [str(item) for item in value]
     if value in ABSENT:
         return []
     text = str(value).strip()
     if text.startswith("["):
+        with suppress(ValueError, RecursionError):
+            return [str(item) for item in json.loads(text)]
+        if not literal:
+            raise invalid(name, f"{name} is long and begins as a list. Write it as a JSON array.")
         with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            return [str(item) for item in ast.literal_eval(text)]  # reads JSON arrays of strings as well
+            return [str(item) for item in ast.literal_eval(text)]
     return [item.strip() for item in text.split(",")]
 
 
@@ -109,6 +119,8 @@ def nested(values: Mapping[str, Any], name: str) -> dict[str, Any] | str | None:
     value = values.get(name)
     if parts or value in ABSENT:
         return parts or None
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise invalid(name, f"{name} is longer than {LONGEST} characters. Shorten it.")
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
@@ -121,7 +133,7 @@ def nested(values: Mapping[str, Any], name: str) -> dict[str, Any] | str | None:
 
 def refuse(values: Mapping[str, Any], names: tuple[str, ...], why: str) -> None:
     for name in names:
-        if listed(values, name) or any(key.startswith(f"{name}[") for key in values):
+        if values.get(name) not in (*ABSENT, [], "[]") or any(key.startswith(f"{name}[") for key in values):
             raise unsupported(name, f"{name} {why}")
 
 

@@ -9,9 +9,10 @@ import languages
 from transcript import Conversation, Message, Slot
 
 # Instructions that ask for nothing but a transcript. Voxtral's own transcription mode does that better than its chat.
+# With one space between words: optional white space of any length would be tried in every way that it can be split.
 PLAIN_TRANSCRIPTION = re.compile(
-    r"\s*(please\s+)?transcribe(\s+(this|the|my))?(\s+(following|attached))?(\s+(audio|recording|speech|file|clip))?"
-    r"(\s+(in)?to\s+(natural\s+)?text)?(,?\s+please)?\s*[.!]?\s*",
+    r"(please )?transcribe( (this|the|my))?( (following|attached))?( (audio|recording|speech|file|clip))?"
+    r"( (in)?to (natural )?text)?(,? please)? ?[.!]?",
     re.IGNORECASE,
 )
 
@@ -26,8 +27,8 @@ def asks_for_transcript(conversation: Conversation) -> bool:
     first, *others = conversation.messages
     if others or first.role != "user":
         return False
-    text = "\n".join(part for part in first.parts if isinstance(part, str))
-    return not text.strip() or PLAIN_TRANSCRIPTION.fullmatch(text) is not None
+    text = " ".join(" ".join(part for part in first.parts if isinstance(part, str)).split())
+    return not text or PLAIN_TRANSCRIPTION.fullmatch(text) is not None
 
 
 def asks_for_more(conversation: Conversation) -> bool:

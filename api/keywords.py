@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 
 from api.errors import invalid
 from transcript import Conversation
@@ -30,10 +32,16 @@ def keywords_of(words: list[str], param: str) -> tuple[str, ...]:
     return found
 
 
+def _fitting(words: Iterable[str]) -> tuple[str, ...]:
+    """The words, once each, of a text that need not be a list: what is too long or too many, the model still reads."""
+    found = dict.fromkeys(word for word in map(str.strip, words) if 0 < len(word) <= LONGEST_KEYWORD)
+    return tuple(islice(found, MOST_KEYWORDS))
+
+
 def listed_words(prompt: str) -> tuple[str, ...]:
     """The words of a prompt that is nothing but a list of them; none of any other prompt."""
     prompt = prompt.strip()
-    return keywords_of(prompt.split(","), "prompt") if WORD_LIST.fullmatch(prompt) else ()
+    return _fitting(prompt.split(",")) if WORD_LIST.fullmatch(prompt) else ()
 
 
 def required_spellings(conversation: Conversation) -> tuple[str, ...]:
@@ -45,7 +53,7 @@ def required_spellings(conversation: Conversation) -> tuple[str, ...]:
         for part in message.parts:
             if isinstance(part, str) and message.role in ("user", "system"):
                 words += [word for found in REQUIRED_SPELLINGS.findall(part) for word in _strings(found)]
-    return keywords_of(words, "messages")
+    return _fitting(words)
 
 
 def _strings(text: str) -> list[str]:

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+import audio_processor
 from audio_processor import SAMPLE_RATE, AudioError, AudioFile, AudioLimits
 from tests.speech import browser_recording, clip, encode, wav
 
@@ -106,6 +107,24 @@ def test_blocks_are_small_however_long_the_file_is() -> None:
     audio.close()
     assert max(sizes) <= 1.5 * SAMPLE_RATE
     assert sum(sizes) == 120 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 100_000_000])
+def test_a_rate_that_no_recording_has_is_refused(rate: int) -> None:
+    """A header that claims 100 MHz would have 400 MB held for a second; 1 Hz makes hours of 1 KB."""
+    error = error_of(wav(np.zeros(1000, np.float32), rate=rate, subtype="PCM_U8"))
+    assert error.code == "audio_unsupported"
+    assert f"{rate} Hz" in str(error)
+
+
+def test_blocks_are_smaller_where_there_are_many_channels_at_a_high_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    mono = audio_processor._mono
+    monkeypatch.setattr(
+        audio_processor, "_mono", lambda frames: held.append(sum(f.samples for f in frames)) or mono(frames)
+    )
+    assert len(decode(wav(np.zeros((768_000, 8), np.float32), rate=768_000, subtype="PCM_U8"))) == SAMPLE_RATE
+    assert max(held) * 8 < 1.5 * audio_processor.MOST_HELD
 
 
 def error_of(data: bytes, limits: AudioLimits = HOUR) -> AudioError:

@@ -187,6 +187,17 @@ def test_a_prompt_is_a_list_of_words_or_an_instruction() -> None:
         assert listed_words(text) == ()
 
 
+def test_what_is_no_word_of_a_prompt_is_left_to_the_model() -> None:
+    """Only lists of words are refused for it: Japanese has no spaces, and dictionaries have long terms."""
+    prompt = "これは会議の録音です。" * 13
+    long = "x" * (LONGEST_KEYWORD + 1)
+    assert listed_words(prompt) == ()
+    assert listed_words(f"Lotti, {long}") == ("Lotti",)
+    assert len(listed_words(",".join(f"w{n}" for n in range(MOST_KEYWORDS + 1)))) == MOST_KEYWORDS
+    spellings = (Slot.AUDIO, f'Required spellings: ["macOS", "{long}"]')
+    assert required_spellings(Conversation((Message("user", spellings),))) == ("macOS",)
+
+
 def test_required_spellings_are_read_only_beside_a_recording() -> None:
     def spellings(text: str, *audio: Slot) -> tuple[str, ...]:
         return required_spellings(Conversation((Message("user", (*audio, text)),)))

@@ -62,6 +62,9 @@ def test_text_may_stand_before_the_audio_and_a_system_message_before_both(server
         ({"response_format": {"type": "json_object"}}, "audio"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"stop": ["."] * 17}, "stop"),
+        ({"stop": "." * 201}, "stop"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"temperature": 3}, "temperature"),
@@ -116,7 +119,7 @@ def test_silence_is_an_empty_answer(server: Server) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "Transcribe this audio.", "transcribe", "Please transcribe the following recording.", " Transcribe to text!\n",
-     "Transcribe the audio to natural text."],
+     "Transcribe the audio to natural text.", "transcribe\t this\n\naudio, please ."],
 )  # fmt: skip
 def test_asking_for_nothing_but_a_transcript_means_transcription_mode(text: str) -> None:
     assert means_transcription(Conversation((Message("user", (Slot.AUDIO, text)),)))
@@ -124,10 +127,21 @@ def test_asking_for_nothing_but_a_transcript_means_transcription_mode(text: str)
 
 @pytest.mark.parametrize(
     "text",
-    ["Transcribe this audio in French.", "What is said?", "Transcribe this audio. Remove filler words.", "Summarise"],
+    [
+        "Transcribe this audio in French.",
+        "What is said?",
+        "Transcribe this audio. Remove filler words.",
+        "Summarise",
+        "transcribe" + " " * 200_000 + "x",
+        "please " * 50_000 + "transcribe",
+    ],
 )
 def test_asking_for_more_means_an_instruction(text: str) -> None:
     assert not means_transcription(Conversation((Message("user", (Slot.AUDIO, text)),)))
+
+
+def test_much_white_space_is_little_work() -> None:
+    assert not means_transcription(Conversation((Message("user", (Slot.AUDIO, "transcribe" + " " * 200_000 + "x")),)))
 
 
 def test_a_system_message_is_an_instruction() -> None:

@@ -87,6 +87,15 @@ def test_metrics_count_requests_tokens_and_seconds(server: Server) -> None:
     assert metric("voxtral_requests_active") == 0
 
 
+def test_methods_that_clients_make_up_are_one_line_of_the_metrics(server: Server) -> None:
+    for method in ("BREW", "WHEN"):
+        server.client.request(method, "/health")
+    metrics = server.client.get("/metrics").text
+    assert 'method="other",route="/health"' in metrics
+    assert "BREW" not in metrics
+    assert "WHEN" not in metrics
+
+
 def test_metrics_count_how_long_chat_answers_take(server: Server) -> None:
     def count() -> list[str]:
         lines = server.client.get("/metrics").text.splitlines()

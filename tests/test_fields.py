@@ -48,9 +48,34 @@ def test_what_is_empty_is_absent(absent: dict[str, Any]) -> None:
     assert fields.listed(absent, "a") == []
 
 
-@pytest.mark.parametrize("text", ["[{[]: 1}]", "[" * 10_000, "[" + "-" * 10_000 + "1]", "[1, 'a'", "[x]"])
+@pytest.mark.parametrize("text", ["[{[]: 1}]", "[" * 10_000, "[" + "-" * 9_000 + "1]", "[1, 'a'", "[x]"])
 def test_what_looks_like_a_list_and_is_none_is_text(text: str) -> None:
     assert fields.listed({"a": text}, "a") == [text.strip()] if "," not in text else ["[1", "'a'"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"a": "x," * 100_001},
+        {"a": ["x"] * 200_001},
+        FormData([("a", "x" * 1_000)] * 201),
+        {"a": "[" + "'x'," * 3_000 + "]"},  # Python's own way of writing a list takes long to read
+    ],
+)
+def test_a_list_that_would_take_long_to_read_is_refused_by_name(values: Any) -> None:
+    with pytest.raises(ApiError) as caught:
+        fields.listed(values, "a")
+    assert (caught.value.status, caught.value.param) == (400, "a")
+
+
+def test_a_long_list_in_json_is_read() -> None:
+    words = [f"{n:0>99}" for n in range(1_000)]
+    assert fields.listed({"a": json.dumps(words)}, "a") == words
+
+
+def test_an_object_that_would_take_long_to_read_is_refused_by_name() -> None:
+    with pytest.raises(ApiError, match="longer than"):
+        fields.nested({"a": "{" + " " * 200_000 + "}"}, "a")
 
 
 def test_every_spelling_of_an_object_is_read_alike() -> None:
