@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent
 DEMO_MODEL = ROOT / "demo_model"
 # A name of two labels at least, so that neither `*` nor `*.org` lets a server fetch from anywhere.
 HOST_NAME = re.compile(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+(:\d{1,5})?", re.IGNORECASE)
+# One that clients may address; an IPv6 address stands in brackets, as in the Host header.
+TRUSTED_HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]", re.IGNORECASE)
 DEFAULT_MODEL = "mistralai/Voxtral-Mini-3B-2507"
 
 
@@ -158,6 +160,21 @@ class Settings(BaseModel):
             raise ValueError("write host names, such as audio.example.org or *.example.org")
         return tuple(name.lower() for name in value)
 
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _trusted_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(TRUSTED_HOST.fullmatch(name) for name in value):
+            raise ValueError("write host names without ports, such as asr.example.org or *.example.org, or * for any")
+        return tuple(name.lower() for name in value)
+
+    @field_validator("voxtral_cache_dir", "voxtral_replacements", "chunk_store_dir")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        try:
+            return value and value.expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{error}: write the folder in full") from None
+
     @field_validator("model_aliases", mode="before")
     @classmethod
     def _pairs(cls, value: object) -> object:
@@ -175,7 +192,7 @@ class Settings(BaseModel):
     @property
     def chunk_store_file(self) -> Path:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")  # freedesktop.org's name for it
-        return (self.chunk_store_dir or caches / "voxtral-local").expanduser() / "chunks.sqlite3"
+        return (self.chunk_store_dir or caches.expanduser() / "voxtral-local") / "chunks.sqlite3"
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio can need: several times the rate of fast speech."""

@@ -16,13 +16,12 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
 import logs
 from admission import Admission
 from api import BODIES, ROUTERS, UNVERSIONED_ROUTERS, errors, openapi
-from api.edge import DOCS_ASSETS, LimitRate, RequestId, RequireKey
+from api.edge import DOCS_ASSETS, LimitRate, RequestId, RequireKey, TrustedHosts
 from api.remote import RemoteAudio
 from api.service import Service
 from api.uploads import BodyLimit
@@ -90,7 +89,7 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
             expose_headers=["x-request-id"],
         )  # fmt: skip
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.trusted_hosts))
+    app.add_middleware(TrustedHosts, names=settings.trusted_hosts)
     return RequestId(app, metrics)  # around everything, so that an answer to an unforeseen error has an id too
 
 
@@ -185,7 +184,8 @@ def main(arguments: list[str]) -> int:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"Voxtral Local listens on http://{shown}:{port} (model {settings.voxtral_model_id})", flush=True)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+    # "on": a start that fails ends the server, where "auto" would serve 500s.
+    config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
     uvicorn.Server(config).run(sockets=[listening])
     return 0
 

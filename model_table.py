@@ -5,6 +5,7 @@ One row for each model. Any folder and any Hub repository with the same architec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ DEMO = ModelSpec("voxtral-demo", "", "", 1_795_219_200, MODELS[0].names, languag
 
 def model_spec(model_id: str, revision: str | None = None) -> ModelSpec:
     """The spec that a name means: a known model, a folder, or any other Hub repository."""
-    folder = Path(model_id).expanduser()
+    folder = Path(os.path.expanduser(model_id))  # noqa: PTH111 - leaves the `~` of a user that there is not
     if folder == DEMO_MODEL:
         return DEMO
     if folder.is_dir():

@@ -17,6 +17,7 @@ from api.errors import ApiError, answer
 from metrics import Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+PORT = re.compile(r":\d*$")
 SANE_ID = re.compile(r"[\w.:-]{1,128}")
 # Open without a key: probes of load balancers, and the documentation, which holds nothing secret.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
@@ -48,6 +49,24 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class TrustedHosts:
+    """Answers 400 to a request for a name that is none of the server's, as a page whose own name was made to lead here
+    sends it. `*.example.org` is every name below example.org, and `*` any."""
+
+    def __init__(self, app: ASGIApp, names: tuple[str, ...]) -> None:
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = PORT.sub("", Headers(scope=scope).get("host", "").lower()) if "headers" in scope else None
+        if host is None or any(host == name or (name[0] == "*" and host.endswith(name[1:])) for name in self._names):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            400, f"This server does not answer to the name '{host}'. Add it to TRUSTED_HOSTS.", code="untrusted_host"
+        )
+        await answer(error)(scope, receive, send)
 
 
 class RequireKey:

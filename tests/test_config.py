@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from config import ROOT, ConfigError, Settings, load_settings
+from model_table import model_spec
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,10 @@ def test_the_environment_beats_the_file_and_the_command_line_beats_both(
         ("PORT=70000\n", "PORT=70000"),
         ("VOXTRAL_DEVICE=tpu\n", "VOXTRAL_DEVICE=tpu"),
         ("MAX_BATCH_SIZE=-1\n", "MAX_BATCH_SIZE=-1"),
+        ("TRUSTED_HOSTS=\n", "* for any"),
+        ("TRUSTED_HOSTS=example.*\n", "*.example.org"),
+        ("TRUSTED_HOSTS=asr.example.org:8080\n", "without ports"),
+        ("VOXTRAL_CACHE_DIR=~nobody-of-this-name/models\n", "in full"),
         ("HOST=127.0.0.1\nthis is no setting\n", "line 2"),
         ("HOST\n", "line 1"),
     ],
@@ -74,6 +79,18 @@ def test_a_broken_setting_is_named_in_one_line(tmp_path: Path, text: str, named:
         load_settings(file)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folders = {"VOXTRAL_CACHE_DIR": "cache", "VOXTRAL_REPLACEMENTS": "words.csv", "CHUNK_STORE_DIR": "chunks"}
+    file = tmp_path / ".env"
+    file.write_text("".join(f"{name}=~/{folder}\n" for name, folder in folders.items()))
+    settings = load_settings(file)
+    assert [getattr(settings, name.lower()) for name in folders] == [tmp_path / folder for folder in folders.values()]
+    (tmp_path / "model").mkdir()
+    assert model_spec("~/model").folder == tmp_path / "model"
+    assert model_spec("~nobody-of-this-name/model").folder is None
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:

@@ -59,7 +59,11 @@ def test_web_pages_of_allowed_origins_may_call_and_others_may_not(guarded: Serve
 
 def test_only_trusted_host_names_are_answered(guarded: Server) -> None:
     assert guarded.client.get("/health", headers={"Host": "asr.example.org"}).status_code == 200
-    assert guarded.client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+    assert guarded.client.get("/health", headers={"Host": "ASR.example.org:443"}).status_code == 200
+    for host in ("evil.example", "example.org", "evilexample.org", ""):
+        refused = guarded.client.get("/health", headers={"Host": host})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "untrusted_host")
+        assert refused.headers["x-request-id"]
 
 
 def test_without_allowed_origins_no_web_page_may_read_an_answer(server: Server) -> None:

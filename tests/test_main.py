@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
+import main
 from tests.serving import ROOT, Server, clean_environment
 
 
@@ -51,6 +54,22 @@ def test_a_taken_port_is_said_in_one_line() -> None:
 )
 def test_a_setting_that_cannot_work_is_said_in_one_line(settings: dict[str, str], parts: list[str]) -> None:
     assert_one_line(start(**settings), *parts)
+
+
+def test_a_start_that_fails_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("the middleware cannot be built")
+
+    async def served(server: uvicorn.Server) -> None:
+        pass  # without an end it would serve for ever
+
+    monkeypatch.setattr(main, "create_app", lambda settings, download: failing)
+    monkeypatch.setattr(main.logs, "configure", lambda *settings: None)
+    monkeypatch.setattr(uvicorn.Server, "main_loop", served)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setattr(main, "listen", lambda settings: listening)
+        with pytest.raises(SystemExit):
+            main.main(["--demo"])
 
 
 def test_a_server_whose_model_cannot_load_stays_up_and_says_why(tmp_path: Path) -> None:
