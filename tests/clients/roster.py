@@ -42,7 +42,8 @@ class Client:
 ROSTER = (
     Client(
         "openai (Python)", "openai",
-        "transcription and translation in every format, stream, logprobs, chat with audio, its stream, models, errors",
+        "transcription and translation in every format, times of words, stream, logprobs, chat with audio, its stream, "
+        "models, errors",
     ),
     Client("openai (Node)", "npm:openai", f"transcription (json, verbose_json, vtt), stream, {_CHAT}, models, errors"),
     Client("mistralai (Python)", "mistralai", _MISTRAL),
