@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import numpy as np
 
 from api.instructions import instructed
 from chunking import speech_chunks
+from config import Settings
+from decoding import Asked, ChunkDecoding
 from engine.backends import load_backend
 from engine.backends.base import LoadOptions
 from engine.core import Job, Prompt, Sampling
@@ -26,6 +28,7 @@ from engine.worker import Worker
 from tests.speech import word_error_rate
 from tools.demo_instructions import instruction
 from tools.demo_speech import SAMPLE_RATE, TRAINED_VOICES, UNHEARD_VOICES, Arranger, Recording, load_bank
+from transcript import TextDelta
 from voice_activity import AUTO
 
 DENSE, SPARSE = (0.1, 0.9), (2.0, 5.0)
@@ -74,35 +77,39 @@ def conditions(trained: Arranger, unheard: Arranger) -> list[Condition]:
     ]
 
 
-def served(recording: Recording) -> list[np.ndarray]:
-    """What the server would give to the model: packed speech, in chunks of 60 s."""
-    blocks = np.split(recording.samples, range(SAMPLE_RATE, len(recording.samples), SAMPLE_RATE))
-    return [chunk.samples for chunk in speech_chunks(blocks, 60, AUTO)]
-
-
-async def hear(worker: Worker, pieces: list[np.ndarray], prompt: Prompt) -> str:
-    return " ".join(filter(None, [(await hear_piece(worker, piece, prompt)).strip() for piece in pieces]))
-
-
-async def hear_piece(worker: Worker, samples: np.ndarray, prompt: Prompt) -> str:
-    job = Job(prompt, (samples,), 32 + round(len(samples) / 1600), Sampling())
-    stream = worker.submit(job, "evaluation")
+async def hear_whole(worker: Worker, recording: Recording, prompt: Prompt) -> str:
+    """In one piece, as the model alone hears it."""
+    samples = recording.samples
+    stream = worker.submit(
+        Job(prompt, (samples,), Settings().token_cap(len(samples) / SAMPLE_RATE), Sampling()), "evaluation"
+    )
     decoder, token_bytes = TextDecoder(), worker.backend.tokenizer.token_bytes
     return "".join([decoder.add(token_bytes(token.id)) async for token in stream]) + decoder.finish()
 
 
+async def hear_served(worker: Worker, recording: Recording, prompt: Prompt) -> str:
+    """As the server hears it: packed speech in chunks of up to 60 s, decoded again where the model fails."""
+    job = Job(prompt, (), worker.backend.context_length, Sampling(), loops_end=True)
+    asked, text = Asked(worker, "evaluation", job, Settings().token_cap), ""
+    blocks = np.split(recording.samples, range(SAMPLE_RATE, len(recording.samples), SAMPLE_RATE))
+    for chunk in speech_chunks(blocks, 60, AUTO):
+        async for event in ChunkDecoding(asked, chunk).events(separate=bool(text)):
+            text += event.text if isinstance(event, TextDelta) else ""
+    return text
+
+
 async def evaluate(
-    worker: Worker, trained: Arranger, unheard: Arranger, count: int, cut: Callable[[Recording], list[np.ndarray]]
+    worker: Worker, trained: Arranger, unheard: Arranger, count: int, hear: Callable[..., Awaitable[str]]
 ) -> None:
     tokenizer = worker.backend.tokenizer
     for condition in conditions(trained, unheard):
         recordings = [r for r in (condition.make() for _ in range(count)) if r.words]
-        texts = await asyncio.gather(*(hear(worker, cut(r), condition.prompt(tokenizer)) for r in recordings))
+        texts = await asyncio.gather(*(hear(worker, r, condition.prompt(tokenizer)) for r in recordings))
         pairs = [(" ".join(r.words), text) for r, text in zip(recordings, texts, strict=True)]
         words = sum(len(r.words) for r in recordings)
         print(f"{condition.name:28} {word_error_rate(pairs):6.1%}  of {words} words", flush=True)
     nothing = [trained.nothing(seconds) for seconds in (1, 5, 10, 30) * count]
-    texts = await asyncio.gather(*(hear(worker, cut(r), with_language(tokenizer)) for r in nothing))
+    texts = await asyncio.gather(*(hear(worker, r, with_language(tokenizer)) for r in nothing))
     print(f"{'silence and noise':28} {sum(bool(t) for t in texts)} of {len(texts)} recordings gave text")
 
 
@@ -113,13 +120,12 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=Path("evaluation.pkl"), help="where spoken utterances are kept")
     parser.add_argument("--unheard", type=Path, default=Path("evaluation_unheard.pkl"))
     parser.add_argument("--quantization", choices=("none", "int8", "int4"), default="none")
-    parser.add_argument("--served", action="store_true", help="cut as the server does; else each is one piece")
+    parser.add_argument("--served", action="store_true", help="hear as the server does; else each in one piece")
     args = parser.parse_args()
     trained = Arranger(load_bank(args.trained, 480, TRAINED_VOICES, seed=2), seed=5)
     unheard = Arranger(load_bank(args.unheard, 200, UNHEARD_VOICES, seed=3), seed=6)
     worker = Worker(load_backend("transformers", args.model, LoadOptions("auto", "float32", 8, args.quantization)))
-    cut = served if args.served else lambda recording: [recording.samples]
-    asyncio.run(evaluate(worker, trained, unheard, args.recordings, cut))
+    asyncio.run(evaluate(worker, trained, unheard, args.recordings, hear_served if args.served else hear_whole))
     worker.close()
 
 
