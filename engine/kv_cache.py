@@ -6,6 +6,9 @@ prompts of some rows; a decode step writes one position into each of the first n
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from transformers import LlamaConfig
 
@@ -13,28 +16,38 @@ from engine.scheduler import Size
 
 GROWTH = 256  # positions that slots grow by at least, so that they are not copied at every step
 BLOCK = 64  # positions; usual slots have a multiple of it, because attention kernels read aligned masks
+# Pages that are only read share one page of zeros, unless they could be shared with other processes.
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU in pages that take memory once something is written there, as torch's own zeros are at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **PRIVATE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 class KVCache:
-    """Slots that grow with what is written into them.
+    """Slots that grow, in number and in length, with what is written into them.
 
-    `keys` and `values`: one tensor (slots, key_value_heads, capacity, head_dim) for each layer. `lengths` (rows,): how
-    many positions of a row are filled.
+    `keys` and `values`: one tensor (slots, key_value_heads, capacity, head_dim) for each layer; after a growth that
+    found no memory, some may be larger than others. `lengths` (rows,): how many positions of a row are filled.
     """
 
     def __init__(self, config: LlamaConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._shape = (rows, config.num_key_value_heads, 0, config.head_dim)
+        self._shape = (0, config.num_key_value_heads, 0, config.head_dim)
         self.lengths = torch.zeros(rows, dtype=torch.long)
         self.keys = [torch.empty(self._shape, dtype=dtype, device=device)] * config.num_hidden_layers
         self.values = list(self.keys)
 
     @property
     def slots(self) -> int:
-        return self.keys[0].shape[0]
+        return min(tensor.shape[0] for tensor in (*self.keys, *self.values))
 
     @property
     def capacity(self) -> int:
-        return self.keys[0].shape[2]
+        return min(tensor.shape[2] for tensor in (*self.keys, *self.values))
 
     def release(self) -> None:
         """Give back the memory that only running jobs need; none runs."""
@@ -43,19 +56,28 @@ class KVCache:
 
     def begin(self, row: int, sizes: list[Size]) -> None:
         """Make room for the prompts of new jobs in `row` and those after it; those before it run."""
-        self.reserve(max(size.prompt for size in sizes), row)
+        self.lengths[row:] = 0
+        self.reserve(max(size.prompt for size in sizes), row + len(sizes))
 
     def reserve(self, positions: int, rows: int) -> None:
-        """Make room for `positions` in every slot, keeping what the first `rows` hold."""
-        if positions <= self.capacity:
+        """Make room for `positions` in each of the first `rows` slots, keeping what these hold."""
+        slots, capacity = self.slots, self.capacity
+        if positions <= capacity and rows <= slots:
             return
-        slots, heads, _, dim = self._shape
-        grown = max(positions, self.capacity + GROWTH)
+        if positions > capacity:
+            capacity = max(positions, capacity + GROWTH)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                new = old.new_zeros((slots, heads, grown, dim))
-                new[:rows, :, : old.shape[2]] = old[:rows]
-                tensors[layer] = new
+                tensors[layer] = self._grown(old, max(rows, slots), capacity, rows)
+
+    def _grown(self, old: torch.Tensor, slots: int, capacity: int, rows: int) -> torch.Tensor:
+        if old.shape[0] >= slots and old.shape[2] >= capacity:
+            return old
+        # Zeros: attention multiplies what it masks by 0, which a NaN would survive.
+        new = zeros((slots, old.shape[1], capacity, old.shape[3]), old.dtype, old.device)
+        for target, source, filled in zip(new, old, self.lengths[:rows].tolist(), strict=False):
+            target[:, :filled] = source[:, :filled]
+        return new
 
     def advance(self, rows: int) -> None:
         """A step has written a position of the first `rows`."""
@@ -81,7 +103,7 @@ class FixedKVCache(KVCache):
         super().__init__(config, rows, dtype, device)
         self._positions, self._most = positions, torch.zeros(rows, dtype=torch.long)
         size = positions * config.num_key_value_heads * config.head_dim
-        # Zeros: attention multiplies what it masks by 0, which a NaN would survive.
+        # Zeros, as where slots grow.
         self._memory = [torch.zeros(size, dtype=dtype, device=device) for _ in (*self.keys, *self.values)]
         self._usual = positions // rows // BLOCK * BLOCK
         self._divide(self._usual, 0)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
+from engine import kv_cache
 from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView
 from engine.scheduler import Limits, Scheduler, Size
 
@@ -84,3 +88,53 @@ def test_a_fixed_cache_never_moves() -> None:
     cache.release()
     cache.begin(0, [Size(1, 2), Size(1, 65)])
     assert (cache.slots, cache.capacity, cache.keys[0].data_ptr()) == (2, 65, place)
+
+
+def test_slots_that_grow_take_memory_only_for_what_is_written() -> None:
+    config = LlamaConfig(num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=8, hidden_size=1024)
+    cache, before = KVCache(config, 8, *PLACE), psutil.Process().memory_info().rss
+    long, short = Size(10_000, 10_000), Size(100, 1000)
+    for row, size in enumerate([long, *[short] * 7]):
+        cache.begin(row, [size])
+        prompt = torch.ones(1, 8, size.prompt, 128)
+        for layer in range(2):
+            PrefillView(cache, row).update(prompt, prompt, layer)
+        cache.lengths[row] = size.prompt
+    written = 4 * 8 * 128 * 4 * (10_000 + 7 * 100)
+    assert psutil.Process().memory_info().rss - before < 1.4 * written  # 7 times, were all slots as long as the first
+    assert not cache.keys[0][1, :, 100:].any()
+
+
+def test_there_are_as_many_slots_as_jobs_have_come_to_run() -> None:
+    cache = KVCache(CONFIG, ROWS, *PLACE)
+    cache.begin(0, [Size(9, 9)])
+    assert (cache.slots, cache.capacity) == (1, 256)
+    write_prompts(cache, 0, [1], sizes := {1: Size(300, 400), 2: Size(5, 9)})
+    write_prompts(cache, 1, [2], sizes)
+    assert (cache.slots, cache.capacity) == (2, 512)
+    assert_held(cache, [1, 2])
+
+
+def test_a_growth_that_finds_no_memory_halfway_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, sizes = KVCache(CONFIG, ROWS, *PLACE), {1: Size(3, 9), 2: Size(300, 300), 3: Size(5, 9)}
+    write_prompts(cache, 0, [1], sizes)
+    monkeypatch.setattr(kv_cache, "zeros", failing_after(3, kv_cache.zeros))
+    with pytest.raises(MemoryError):
+        cache.begin(1, [sizes[2]])
+    assert (cache.slots, cache.capacity) == (1, 256)
+    monkeypatch.undo()
+    write_prompts(cache, 1, [3], sizes)
+    assert_held(cache, [1, 3])
+    write_prompts(cache, 1, [2], sizes)
+    assert_held(cache, [1, 2])
+
+
+def failing_after(times: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    left = iter(range(times))
+
+    def failing(*args: Any) -> Any:
+        if next(left, None) is None:
+            raise MemoryError
+        return work(*args)
+
+    return failing
