@@ -11,6 +11,8 @@ import torch
 from engine.biasing import BOOST, KeywordBias, KeywordTree
 from engine.core import Sampling, Token
 
+COLDEST = 1e-5  # temperature below which the likeliest token has all the probability, and logits would overflow
+
 
 class Grammar(Protocol):
     """What a text may go on with."""
@@ -39,6 +41,8 @@ class Sampler:
         self._keywords = KeywordBias(keywords) if keywords else None
         self._end_of_text, self._grammar = end_of_text, grammar
         self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.long)
+        self._biased = torch.tensor([token for token, _ in sampling.logit_bias], dtype=torch.long)
+        self._biases = torch.tensor([bias for _, bias in sampling.logit_bias])
         self._counts: Counter[int] = Counter()
         self._generator = torch.Generator()
         if sampling.seed is None:
@@ -81,17 +85,19 @@ class Sampler:
         if self._counts:
             counts = torch.tensor(list(self._counts.values()), dtype=logits.dtype)
             logits[seen] -= wanted.frequency_penalty * counts + wanted.presence_penalty
-        for token, bias in wanted.logit_bias:
-            logits[token] += bias
-        if self._counts.total() < wanted.min_tokens:
-            logits[self._end_of_text] = -torch.inf
+        logits.index_add_(0, self._biased, self._biases)
+        must_end = False
         if self._grammar:
-            logits[torch.from_numpy(~self._grammar.allowed())] = -torch.inf
+            allowed = self._grammar.allowed()
+            logits[torch.from_numpy(~allowed)] = -torch.inf
+            must_end = allowed.sum() == 1  # where the end is forbidden too, nothing would be left
+        if self._counts.total() < wanted.min_tokens and not must_end:
+            logits[self._end_of_text] = -torch.inf
         return logits
 
     def _draw(self, logits: torch.Tensor) -> int:
         wanted = self.sampling
-        if wanted.temperature == 0:
+        if wanted.temperature < COLDEST:
             return int(logits.argmax())
         probabilities = torch.softmax(logits / wanted.temperature, dim=-1)
         if 0 < wanted.top_k < len(probabilities):
@@ -113,8 +119,8 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.zeros_like(probabilities).scatter(0, order, ordered)
 
 
-def choose_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token]:
-    """One token for each row of logits (rows, vocabulary).
+def choose_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token | Exception]:
+    """One token for each row of logits (rows, vocabulary), or what its sampler raised: its neighbours go on.
 
     The likeliest are found where the logits are, and come to the CPU in one copy; there other choices are made.
     """
@@ -123,7 +129,7 @@ def choose_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token]:
     totals = logits.logsumexp(-1)
     # One tensor, so that the device is waited for once: ids below 2^24 are whole numbers in float32, too.
     found = torch.stack([ids.float(), likeliest - totals, totals]).T.cpu()
-    tokens = [Token(int(token), logprob) for token, logprob, _ in found.tolist()]
+    tokens: list[Token | Exception] = [Token(int(token), logprob) for token, logprob, _ in found.tolist()]
     others = [row for row, sampler in enumerate(samplers) if not sampler.plain]
     if others:
         for row, own in zip(others, logits[others].cpu(), strict=True):
@@ -131,8 +137,11 @@ def choose_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token]:
     return tokens
 
 
-def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token:
-    chosen = sampler.choose(logits, total)
+def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token | Exception:
+    try:
+        chosen = sampler.choose(logits, total)
+    except Exception as error:  # noqa: BLE001 - a border of the worker: the wishes of one job may fail that job only
+        return error
     top: tuple[tuple[int, float], ...] = ()
     if sampler.sampling.top_logprobs:
         values, ids = (logits - total).topk(sampler.sampling.top_logprobs)

@@ -82,9 +82,9 @@ class _Active:
 
     stream: JobStream
     sampler: Sampler
-    last: Token
     no_speech_prob: float
-    count: int = 1
+    last: Token = field(init=False)
+    count: int = 0
     loops: LoopDetector = field(default_factory=LoopDetector)
     written: list[int] = field(default_factory=list)  # without the end-of-text
     ended: Literal["stop", "length", "loop"] | None = None  # why; it only waits to be aligned
@@ -124,10 +124,10 @@ class Worker:
         Raises PromptTooLong, PromptInvalid, or EngineStopped when the worker is no longer there.
         """
         self.check(job.prompt, self.audio_tokens(job), job.max_tokens, job.sampling)
-        if not self.alive:
-            raise EngineStopped("The model is not running.")
         stream = JobStream(job, owner, self)
         self._inbox.put(("submit", stream))
+        if not self.alive:  # asked last: a thread that ends later finds the job
+            raise EngineStopped("The model is not running.")
         return stream
 
     def audio_tokens(self, job: Job) -> int:
@@ -136,12 +136,10 @@ class Worker:
     def check(self, prompt: Prompt, audio_tokens: int, max_tokens: int, sampling: Sampling) -> None:
         """Raises PromptTooLong when prompt, audio and answer are more than the model's context, and PromptInvalid for
         a bias of a token that it does not have."""
-        vocabulary_size = self.backend.tokenizer.vocabulary_size
+        known = self.backend.tokenizer.vocabulary_size
         for token, _ in sampling.logit_bias:
-            if not 0 <= token < vocabulary_size:
-                raise PromptInvalid(
-                    f"logit_bias names the token {token}; this model has {vocabulary_size}.", "logit_bias"
-                )
+            if not 0 <= token < known:
+                raise PromptInvalid(f"logit_bias names the token {token}; this model has {known}.", "logit_bias")
         needed = prompt.text_tokens + audio_tokens + max_tokens
         if needed > self.backend.context_length:
             raise PromptTooLong(
@@ -174,10 +172,15 @@ class Worker:
             log.exception("the inference thread died; the model is loaded again at the next request")
         finally:
             self._closing = True
-            self._receive_all()
-            for stream in [*self._scheduler.waiting, *self._scheduler.running]:
+            for stream in self._left():
                 self._put(stream, EngineStopped("The model was unloaded while the request was at work."))
             self._emit()
+
+    def _left(self) -> list[JobStream]:
+        """The jobs that have not ended, found without the backend, which may be what died."""
+        arrived = [self._inbox.get() for _ in range(self._inbox.qsize())]
+        submitted = [stream for kind, stream in arrived if kind == "submit" and stream]
+        return [*self._scheduler.waiting, *self._scheduler.running, *submitted]
 
     def _receive(self) -> bool:
         """Take what has come in, waiting for it when there is nothing to do. False: it is time to end."""
@@ -188,12 +191,9 @@ class Worker:
             except queue.Empty:
                 self.backend.release_memory()
                 self._handle(*self._inbox.get())
-        self._receive_all()
-        return not self._closing
-
-    def _receive_all(self) -> None:
         while not self._inbox.empty():
             self._handle(*self._inbox.get())
+        return not self._closing
 
     def _handle(self, kind: str, stream: JobStream | None) -> None:
         if kind == "submit" and stream:
@@ -218,10 +218,10 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the border of the worker: a failure stays in its job
             self._prefill_failed(streams, error)
             return
-        for stream, *begun in zip(streams, samplers, tokens, silences, strict=True):
-            self._active[stream] = _Active(stream, *begun)
-        for stream in streams:
-            self._advance(self._active[stream])
+        for stream, sampler, silence in zip(streams, samplers, silences, strict=True):
+            self._active[stream] = _Active(stream, sampler, silence)
+        for stream, token in zip(streams, tokens, strict=True):
+            self._advance(self._active[stream], token)
 
     def _prefill_failed(self, streams: list[JobStream], error: Exception) -> None:
         """Among several jobs one may be at fault, and memory that is short beside others will be there later."""
@@ -266,11 +266,14 @@ class Worker:
             return
         for row, token in zip(rows, tokens, strict=True):
             if not row.ended:  # those that have only fill their row of the step
-                row.last, row.count = token, row.count + 1
-                self._advance(row)
+                self._advance(row, token)
 
-    def _advance(self, row: _Active) -> None:
+    def _advance(self, row: _Active, chosen: Token | Exception) -> None:
         """Send the token that a row just chose, or its end."""
+        if isinstance(chosen, Exception):
+            self._fail([row.stream], chosen)
+            return
+        row.last, row.count = chosen, row.count + 1
         row.ended = self._reason_to_end(row)
         if row.ended != "stop":
             self._put(row.stream, row.last)

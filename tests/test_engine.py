@@ -20,10 +20,12 @@ from engine.backends import load_backend
 from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
 from engine.core import EngineStopped, Job, JobFailed, PromptTooLong, Sampling, Token
+from engine.sampling import Sampler
 from engine.steps import GraphSteps
 from engine.tokenizer import TextDecoder
 from engine.worker import JobStream, Worker
 from tests.graphs import stand_in_for_cuda_graphs
+from tests.scripted import ScriptedBackend
 from tests.speech import assert_heard, clip
 
 pytestmark = pytest.mark.anyio
@@ -275,6 +277,30 @@ async def test_a_failure_stays_in_its_own_job(
     assert_heard(clip("voice_en-us").words, "".join(decoder.add(token_bytes(i)) for i in await tokens_of(good)))
 
 
+async def test_what_one_job_asks_for_cannot_fail_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = Sampler.choose
+
+    def failing(sampler: Sampler, *args: torch.Tensor) -> int:
+        if sampler.sampling.seed == 7 and len(backend.jobs) == 3:
+            raise RuntimeError("nothing to choose from")
+        return choose(sampler, *args)
+
+    monkeypatch.setattr(Sampler, "choose", failing)
+    backend = ScriptedBackend(lambda job: "alpha bravo charlie delta")
+    with running(backend) as worker:
+        # One fails in the middle of its text, one at its first token.
+        wishes = (Sampling(1.0, seed=7), Sampling(1.0, top_k=1), Sampling(1.0, seed=7))
+        failed, good, failed_at_once = [worker.submit(scripted_job(backend, wish), "test") for wish in wishes]
+        for stream in (failed, failed_at_once):
+            with pytest.raises(JobFailed, match="nothing to choose from"):
+                await asyncio.wait_for(tokens_of(stream), 20)
+        assert len(await tokens_of(good)) == 4
+
+
+def scripted_job(backend: ScriptedBackend, sampling: Sampling) -> Job:
+    return Job(backend.tokenizer.transcription_prompt("en"), (np.zeros(16_000, np.float32),), 50, sampling)
+
+
 async def test_a_job_that_finds_no_memory_waits_for_another_to_leave(
     worker: Worker, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +339,29 @@ async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, mo
     assert not worker.alive
     with pytest.raises(EngineStopped):
         worker.submit(job(worker, "short_0"), "test")
+
+
+async def test_cancelled_jobs_do_not_keep_a_dead_thread_from_ending_the_others() -> None:
+    streams: list[JobStream] = []
+
+    def script(job: Job) -> str:
+        if len(backend.jobs) == 4:
+            for stream in streams[:2]:
+                stream.cancel()
+        return "alpha bravo charlie delta echo foxtrot golf hotel"
+
+    class Dying(ScriptedBackend):
+        def move_row(self, source: int, target: int) -> None:
+            raise SystemError("the device is gone")
+
+    backend = Dying(script)
+    worker = Worker(backend)
+    for _ in range(4):
+        streams.append(worker.submit(scripted_job(backend, Sampling()), "test"))
+    for stream in streams[2:]:
+        with pytest.raises(EngineStopped):
+            await asyncio.wait_for(tokens_of(stream), 20)
+    worker.close()
 
 
 async def test_closing_ends_what_is_left(backend: VoxtralBackend) -> None:

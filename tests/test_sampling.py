@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.core import Sampling
+from engine.core import Sampling, Token
 from engine.sampling import Sampler, choose_tokens, nucleus
 
 END = 2
@@ -109,3 +112,50 @@ def test_a_grammar_has_the_last_word() -> None:
 
     sampler = Sampler(Sampling(), END, grammar=OnlyZeroThenEnd())
     assert [sampler.choose(LOGITS[0]) for _ in range(2)] == [0, END]
+
+
+class OnlyTheEnd:
+    def allowed(self) -> np.ndarray:
+        return np.arange(4) == END
+
+    def accept(self, token: int) -> None: ...
+
+
+class Broken(OnlyTheEnd):
+    def allowed(self) -> np.ndarray:
+        raise ValueError("no such grammar")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_a_grammar_ends_may_be_shorter_than_the_least_length(temperature: float) -> None:
+    sampler = Sampler(Sampling(temperature, min_tokens=50), END, grammar=OnlyTheEnd())
+    assert choose_tokens(LOGITS[:1], [sampler])[0].id == END
+
+
+def test_what_one_sampler_raises_is_the_result_of_its_row_alone() -> None:
+    samplers = [Sampler(Sampling(), END, grammar=Broken()), Sampler(Sampling(temperature=1.0), END)]
+    failed, chosen = choose_tokens(LOGITS, samplers)
+    assert isinstance(failed, ValueError)
+    assert isinstance(chosen, Token)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
+def test_a_temperature_next_to_zero_takes_the_likeliest(temperature: float) -> None:
+    assert Sampler(Sampling(temperature), END).choose(LOGITS[0]) == 1
+
+
+def test_a_bias_of_all_tokens_takes_no_more_operations_than_that_of_one() -> None:
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += 1
+            return operator(*args, **(kwargs or {}))
+
+    def operations(tokens: int) -> int:
+        sampler = Sampler(Sampling(logit_bias=tuple((token, 1.0) for token in range(tokens))), END)
+        with Counting() as counting:
+            sampler.choose(torch.zeros(1000))
+        return counting.count
+
+    assert operations(1000) == operations(1)

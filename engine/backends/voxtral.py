@@ -153,7 +153,7 @@ class VoxtralBackend:
         ids = torch.tensor([[job.prompt.texts[-1][-1], *tokens]], device=self._tensor_device)
         positions = torch.arange(start, start + ids.shape[1], device=self._tensor_device)
         visible = torch.arange(start + ids.shape[1], device=self._tensor_device) <= positions[:, None]
-        self._cache.reserve(visible.shape[1], self.limits.rows)
+        self._cache.reserve(visible.shape[1], self._cache.slots)
         samples_per_token = WINDOW_SAMPLES // self._tokens_per_window
         first = len(job.prompt.texts[0])
         watch = AudioWatch(slice(first, first - -len(samples) // samples_per_token), start)
