@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -82,10 +82,14 @@ class Model:
         return self._worker if self._worker and self._worker.alive else None
 
     @property
+    def is_loading(self) -> bool:
+        return self.loading is not None and not self.loading.done()
+
+    @property
     def state(self) -> State:
         if self.loaded:
             return "loaded"
-        if self.loading and not self.loading.done():
+        if self.is_loading:
             return "loading"
         if self.downloading:
             return "downloading"
@@ -116,12 +120,10 @@ class Model:
             self.check_available()
             raise ModelUnavailable("absent", f"The model {self.spec.id} is not on this machine.")
         log.info("loading %s from %s", self.spec.id, folder)
-        try:
+        with _explained(self.spec):
+            await self.unload()  # a worker that died holds its memory still
             self.fingerprint = await asyncio.to_thread(fingerprint, folder)
             backend = await asyncio.to_thread(load_backend, self.spec.backend, folder, options)
-        except LOAD_ERRORS as error:
-            reason = f"{type(error).__name__}: {error}".split("\n")[0]
-            raise ModelUnavailable("failed", f"The model {self.spec.id} could not be loaded: {reason}") from error
         self.load_error = None
         self._worker = start_worker(backend)
         self.last_used = time.monotonic()
@@ -188,7 +190,7 @@ class ModelManager:
         """Load the model if need be, once for all who wait. Raises ModelUnavailable."""
         if model.loaded:
             return model.loaded
-        if model.loading is None or model.loading.done():
+        if not model.is_loading:
             model.loading = asyncio.create_task(self._load(model))
         # Shielded: one client that goes away must not stop the loading that others wait for.
         return await asyncio.shield(model.loading)
@@ -208,7 +210,8 @@ class ModelManager:
         """Unload models that nobody uses, longest unused first, until `model` fits into MODEL_MEMORY_GB."""
         if not self._settings.model_memory_gb or not (folder := model.folder):
             return
-        needed = await asyncio.to_thread(memory_needed, model.spec.backend, folder, self._options)
+        with _explained(model.spec):
+            needed = await asyncio.to_thread(memory_needed, model.spec.backend, folder, self._options)
         budget = self._settings.model_memory_gb * 1e9
         while needed + sum(other.loaded.backend.memory_bytes for other in self.loaded if other.loaded) > budget:
             idle = self._longest_unused()
@@ -263,17 +266,33 @@ class ModelManager:
         return model or self._models.setdefault(name, Model(model_spec_of_repository(name), self.store))
 
     async def delete(self, model: Model) -> int:
-        """Unload a model and remove its files. Returns the bytes that this freed."""
+        """Unload a model that is not loading and remove its files. Returns the bytes that this freed.
+
+        Raises ModelUnavailable when it has no files.
+        """
         await model.unload()
+        freed = await asyncio.to_thread(self.store.delete, model.spec)
         if model.spec not in MODELS and model is not self.default:
             self._models.pop(model.spec.id, None)
-        return await asyncio.to_thread(self.store.delete, model.spec)
+        if freed is None:
+            raise ModelUnavailable("absent", f"The model {model.spec.id} is not on this machine.")
+        return freed
 
     async def close(self) -> None:
         for model in self._models.values():
-            if model.loading and not model.loading.done():
+            if model.loading:
                 model.loading.cancel()
             await model.unload()
+
+
+@contextmanager
+def _explained(spec: ModelSpec) -> Iterator[None]:
+    """Whatever keeps a model from being loaded, as ModelUnavailable."""
+    try:
+        yield
+    except LOAD_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise ModelUnavailable("failed", f"The model {spec.id} could not be loaded: {reason}") from error
 
 
 def model_spec_of_repository(name: str) -> ModelSpec:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import scan_cache_dir, snapshot_download
+from huggingface_hub import HFCacheInfo, scan_cache_dir, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     CacheNotFound,
@@ -83,22 +83,31 @@ class ModelStore:
 
     def cached(self) -> Iterator[str]:
         """Ids of all complete Voxtral models in the cache."""
-        try:
-            repositories = scan_cache_dir(self._cache).repos
-        except (CacheNotFound, ValueError):
-            return
-        for repository in sorted(repositories, key=lambda repository: repository.repo_id):
+        cache = self._scan()
+        for repository in sorted(cache.repos if cache else (), key=lambda repository: repository.repo_id):
             folders = [revision.snapshot_path for revision in repository.revisions]
             if repository.repo_type == "model" and any(is_complete(folder) for folder in folders):
                 yield repository.repo_id
 
-    def delete(self, spec: ModelSpec) -> int:
-        """Remove every revision of a model from the cache. Returns the bytes that this freed."""
-        repositories = [r for r in scan_cache_dir(self._cache).repos if r.repo_id == spec.repository]
+    def delete(self, spec: ModelSpec) -> int | None:
+        """Remove every revision of a model from the cache. Returns the bytes that this freed, None if none is there."""
+        cache = self._scan()
+        if cache is None:
+            return None
+        repositories = [r for r in cache.repos if (r.repo_type, r.repo_id) == ("model", spec.repository)]
         revisions = [revision.commit_hash for repository in repositories for revision in repository.revisions]
-        strategy = scan_cache_dir(self._cache).delete_revisions(*revisions)
+        if not revisions:
+            return None
+        strategy = cache.delete_revisions(*revisions)
         strategy.execute()
         return strategy.expected_freed_size
+
+    def _scan(self) -> HFCacheInfo | None:
+        """What is in the cache; None while there is none, because nothing was ever fetched."""
+        try:
+            return scan_cache_dir(self._cache)
+        except (CacheNotFound, ValueError):
+            return None
 
     def start_download(self, spec: ModelSpec) -> Download:
         """Fetch a model in a thread, with a progress bar in the terminal."""

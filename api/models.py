@@ -141,6 +141,8 @@ async def delete_model(request: Request, model_id: ModelId) -> dict[str, Any]:
     _check_unused(model)
     if model.downloading:
         raise invalid("model", f"'{model_id}' is being downloaded; delete it afterwards.")
+    if model.is_loading:
+        raise invalid("model", f"'{model_id}' is being loaded; delete it afterwards.")
     freed = await service_of(request).models.delete(model)
     return {"id": model_id, "object": "model", "deleted": True, "freed_bytes": freed}
 

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 import model_manager
 from config import DEMO_MODEL, Settings
+from main import create_app
 from model_manager import ModelManager, ModelUnavailable
 from model_store import DownloadFailed, ModelStore, missing_files
 from model_table import DEMO, MODELS, model_spec
 from tests.hub import COMMIT, Hub
+from tests.scripted import ScriptedBackend
 from tests.serving import Server
 from tests.speech import assert_heard, clip
 
@@ -99,6 +103,64 @@ async def test_the_model_loads_once_however_many_ask(monkeypatch: pytest.MonkeyP
     assert (await manager.worker(model)) is not workers[0]
     assert len(loads) == 2
     await manager.close()
+
+
+@pytest.mark.anyio
+async def test_a_model_whose_thread_died_is_unloaded_before_it_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = []
+
+    class Backend(ScriptedBackend):
+        def close(self) -> None:
+            events.append("close")
+
+    def load(*_: object) -> Backend:
+        events.append("load")
+        return Backend(lambda job: "")
+
+    monkeypatch.setattr(model_manager, "load_backend", load)
+    manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL)))
+    (await manager.worker(manager.default)).close()
+    await manager.worker(manager.default)
+    assert events == ["load", "close", "load"]
+    await manager.close()
+
+
+@pytest.mark.anyio
+async def test_a_setting_that_the_machine_cannot_meet_is_a_failed_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_gpu(*_: object) -> int:
+        raise ValueError("VOXTRAL_DEVICE=cuda, but this machine has none.")
+
+    monkeypatch.setattr(model_manager, "memory_needed", no_gpu)
+    manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL), model_memory_gb=8))
+    with pytest.raises(ModelUnavailable, match="this machine has none") as caught:
+        await manager.worker(manager.default)
+    assert (caught.value.reason, manager.default.state) == ("failed", "failed")
+
+
+@pytest.mark.anyio
+async def test_a_model_that_is_loading_or_not_on_disk_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(answer: httpx.Response, *expected: object) -> None:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == expected
+
+    app = create_app(Settings(voxtral_model_id=str(DEMO_MODEL), voxtral_cache_dir=tmp_path / "cache"))
+    models, go_on = app._app.state.service.models, threading.Event()
+    loading = models._models[MODELS[1].id]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voxtral") as client:
+        refused(await client.delete(f"/v1/models/{MODELS[1].id}"), 404, "model", "model_not_found")
+        monkeypatch.setattr(ModelStore, "folder", lambda *_: DEMO_MODEL)
+        monkeypatch.setattr(
+            model_manager, "load_backend", lambda *_: go_on.wait(60) and ScriptedBackend(lambda job: "")
+        )
+        load = asyncio.create_task(models.worker(loading))
+        await asyncio.sleep(0)
+        refused(await client.delete(f"/v1/models/{MODELS[1].id}"), 400, "model", "invalid_value")
+        go_on.set()
+        await load
+        assert loading in models.loaded
+    await models.close()
 
 
 @pytest.mark.anyio
