@@ -74,7 +74,7 @@ def at_the_kill(folder: Path) -> dict[str, Any]:
 
         def ask() -> None:
             try:
-                post(server, ANN | {"x-request-id": "killed"})
+                post(server, ANN | {"x-request-id": "killed"}, response_format="verbose_json")
             except httpx.TransportError as error:
                 failed.append(error)
 
@@ -164,7 +164,7 @@ def test_a_kept_chunk_leaves_in_one_event_and_no_token_is_counted_twice(keeping:
         return next(line for line in lines if line.startswith('voxtral_tokens_total{kind="output"}'))
 
     before = tokens()
-    lines = post(keeping, ANN, stream="true").text.splitlines()
+    lines = post(keeping, ANN, stream="true", **{"timestamp_granularities[]": "segment"}).text.splitlines()
     *deltas, done = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
     assert len(deltas) == len(NAMES)
     assert "".join(delta["delta"] for delta in deltas) == done["text"]
