@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class TooManyRequests(Exception):
@@ -15,16 +16,18 @@ class Admission:
         self._most = most
         self.active = 0
 
-    def enter(self) -> None:
-        """Raises TooManyRequests. Whoever has entered must leave."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for the length of the block. Raises TooManyRequests."""
         if self.active >= self._most:
             raise TooManyRequests(
                 f"{self.active} requests are at work, the most that this server takes. Try again soon."
             )
         self.active += 1
-
-    def leave(self) -> None:
-        self.active -= 1
+        try:
+            yield
+        finally:
+            self.active -= 1
 
 
 class RequestRate:

@@ -49,8 +49,8 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
     Raises ConfigError for a file that a setting names and that cannot be used.
     """
     models, metrics, admission = ModelManager(settings), Metrics(), Admission(settings.max_concurrent_requests)
-    transcriber = Transcriber(settings, models, admission, metrics)
-    responder = Responder(settings, models, admission, metrics)
+    transcriber = Transcriber(settings, models, metrics)
+    responder = Responder(settings, models, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from admission import Admission
 from answer import Answer, AnswerDone, AnswerEvent, Writer
 from audio_processor import SAMPLE_RATE, AudioFile
 from config import Settings
@@ -44,16 +43,15 @@ class AnswerRequest:
 
 
 class Responder:
-    def __init__(self, settings: Settings, models: ModelManager, admission: Admission, metrics: Metrics) -> None:
-        self.settings, self.models, self.admission, self.metrics = settings, models, admission, metrics
+    def __init__(self, settings: Settings, models: ModelManager, metrics: Metrics) -> None:
+        self.settings, self.models, self.metrics = settings, models, metrics
 
     async def open(self, model: Model, request: AnswerRequest, audio: list[AudioFile]) -> Reply:
         """Check everything that can be wrong before the first byte of an answer. Decodes and closes `audio`.
 
-        Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong, TooManyRequests.
+        Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong.
         """
         try:
-            self.admission.enter()
             reply = Reply(self, model, request)
             try:
                 model.check_available()
@@ -175,7 +173,6 @@ class Reply:
         if self._closed:
             return
         self._closed = True
-        self._responder.admission.leave()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import languages
-from admission import Admission, TooManyRequests
 from audio_processor import SAMPLE_RATE, AudioFile
 from chunk_reader import ChunkReader
 from chunking import Chunk, chunks, speech_chunks
@@ -64,10 +63,10 @@ class TranscriptionRequest:
 
 
 class Transcriber:
-    def __init__(self, settings: Settings, models: ModelManager, admission: Admission, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, models: ModelManager, metrics: Metrics) -> None:
         """Raises ConfigError for a file of replacements that cannot be read."""
         self.settings, self._models = settings, models
-        self.admission, self.metrics = admission, metrics
+        self.metrics = metrics
         self.progress = ProgressBoard()
         file = settings.voxtral_replacements
         self.replacements = read_replacements(file) if file else None
@@ -80,13 +79,8 @@ class Transcriber:
         """Check everything that can be wrong before the first byte of an answer; the result owns `audio`.
 
         Decodes the first chunk, or a minute, so that empty, damaged and too short audio is known. Does not wait for a
-        model that is still loading. Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong, TooManyRequests.
+        model that is still loading. Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong.
         """
-        try:
-            self.admission.enter()
-        except TooManyRequests:
-            audio.close()
-            raise
         transcription = Transcription(self, model, request, audio, caller)
         try:
             model.check_available()
@@ -237,7 +231,6 @@ class Transcription:
         if self._closed:
             return
         self._closed = True
-        self._transcriber.admission.leave()
         self.progress.end("cancelled")  # unless it has ended
         if self._producer:
             self._producer.cancel()

@@ -25,13 +25,13 @@ from api.instructions import asks_for_more, asks_for_transcript, means_transcrip
 from api.keywords import required_spellings
 from api.openapi import EVENTS, FLAC, answers, json_body
 from api.schemas import Completion
-from api.service import Service, service_of
+from api.service import AdmittedRoute, Service, service_of
 from api.uploads import base64_file, is_address, read_json
 from responder import AnswerRequest, fold_answers
 from transcriber import TranscriptionRequest
 from transcript import Conversation, Event, Finished, TextDelta
 
-router = APIRouter()
+router = APIRouter(route_class=AdmittedRoute)
 
 MOST_ADDRESSES = 8  # that one chat may have fetched, each as large and as slow as is allowed
 REFUSED = {
@@ -57,7 +57,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 @router.post(
     "/chat/completions",
     openapi_extra=json_body(ChatBody, **EXAMPLES),
-    responses=answers(Completion, refused=(404, 413, 503), events=EVENTS),
+    responses=answers(Completion, refused=(404, 408, 413, 503), events=EVENTS),
 )
 async def complete(request: Request) -> Response:
     """A transcript, an answer about recordings, or plain chat. Streams text as it is decoded when `stream` is true."""
@@ -75,8 +75,11 @@ async def complete(request: Request) -> Response:
     conversation, recordings = conversation_of(body)
     if not recordings:
         _check_without_audio(conversation, language)
-    in_chunks = _in_chunks(body, conversation)
+    in_chunks, wants_usage = _in_chunks(body, conversation), body.wants_usage
     keywords = required_spellings(conversation)
+    values.clear()
+    body.messages.clear()
+    body.audio = None  # from here on, base64 is only where it is decoded from
     files = await _files(service, recordings)
     if in_chunks:
         instructed = None if means_transcription(conversation) else spoken_in(conversation, language)
@@ -91,7 +94,7 @@ async def complete(request: Request) -> Response:
         events, close, progress = reply.events(), reply.close, None
     completion = ChatCompletion(body.model, bool(body.logprobs))
     if body.stream:
-        return service.stream(completion.frames(events, body.wants_usage), close, progress=progress)
+        return service.stream(completion.frames(events, wants_usage), close, progress=progress)
     return await service.whole(request, fold_answers(events), close, partial(_answer, completion))
 
 
@@ -113,17 +116,19 @@ def _answer(completion: ChatCompletion, answers: list[Answer]) -> Response:
 
 
 async def _files(service: Service, recordings: list[Recording]) -> list[BinaryIO]:
+    """The recordings as files, in their order. Takes each out of the list, so that its text is not kept beside it."""
     remote = [recording for recording in recordings if recording.may_be_address and is_address(recording.data)]
     if len(remote) > MOST_ADDRESSES:
         raise invalid(remote[-1].param, f"More than {MOST_ADDRESSES} recordings by address. Send the audio itself.")
     files: list[BinaryIO] = []
     try:
-        for recording in recordings:
-            data, param = recording.data, recording.param
-            if recording in remote:
-                files.append(await service.remote.fetch(data, param))
+        while recordings:
+            recording = recordings.pop(0)
+            if recording.may_be_address and is_address(recording.data):
+                files.append(await service.remote.fetch(recording.data, recording.param))
             else:
-                files.append(await base64_file(data, param, service.settings.max_audio_size_mb))
+                limit_mb = service.settings.max_audio_size_mb
+                files.append(await base64_file(recording.data, recording.param, limit_mb))
     except BaseException:
         for file in files:
             file.close()

@@ -52,7 +52,7 @@ async def list_models(request: Request) -> dict[str, Any]:
 @router.post(
     "/models/pull",
     openapi_extra=json_body(Pull, required=False, served={"model": "whisper-1"}),
-    responses=answers(PulledModel, refused=(404, 502, 507), events=EVENTS),
+    responses=answers(PulledModel, refused=(404, 408, 413, 502, 507), events=EVENTS),
 )
 async def pull(request: Request) -> Response:
     """Fetch a model from the Hugging Face Hub, or join the download of it that is at work."""
@@ -97,7 +97,7 @@ def _pull_error(error: DownloadFailed) -> ApiError:
     "/models/load",
     response_model=None,
     openapi_extra=json_body(ModelName, required=False, served={"model": "whisper-1"}),
-    responses=answers(LoadedModel, refused=(404, 503)),
+    responses=answers(LoadedModel, refused=(404, 408, 413, 503)),
 )
 async def load(request: Request) -> dict[str, Any]:
     """Load a model before the first request that needs it."""
@@ -114,7 +114,7 @@ async def load(request: Request) -> dict[str, Any]:
     "/models/unload",
     response_model=None,
     openapi_extra=json_body(ModelName, required=False, served={"model": "whisper-1"}),
-    responses=answers(UnloadedModel, refused=(404,)),
+    responses=answers(UnloadedModel, refused=(404, 408, 413)),
 )
 async def unload(request: Request) -> dict[str, Any]:
     """Give the model's memory back. The next request that asks for it loads it again."""

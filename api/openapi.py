@@ -14,6 +14,7 @@ STATUSES = {
     400: "A field is wrong, or asks for what cannot be done; `param` names it.",
     401: "API_KEYS is set, and none of them was sent.",
     404: "The model is not on this machine.",
+    408: "Nothing of the body came for a minute.",
     413: "The request, or the audio in it, is over a limit.",
     415: "The body is of a type that is not read here.",
     429: "Too many requests. `Retry-After` says when to come again.",

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 import logs
 from admission import Admission
@@ -119,6 +121,15 @@ class Service:
         finally:
             await close()
         return Response(status_code=CLIENT_GONE) if result is None else await asyncio.to_thread(render, result)
+
+
+class AdmittedRoute(APIRoute):
+    """A route whose requests have a place from before their body is read until their answer is sent, so that no more
+    bodies than places are in memory. Raises TooManyRequests."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with scope["app"].state.service.admission.place():
+            await super().handle(scope, receive, send)
 
 
 def figures(progress: Progress) -> dict[str, Any]:

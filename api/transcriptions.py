@@ -19,7 +19,7 @@ from api.instructions import prompted_transcription, translation
 from api.keywords import keywords_of, listed_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
 from api.schemas import Transcription, VerboseTranscription
-from api.service import service_of
+from api.service import AdmittedRoute, service_of
 from api.times import Granularity
 from api.transcription_wire import mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
@@ -29,7 +29,7 @@ from transcript import Conversation, fold
 from voice_activity import Detection
 from word_times import Timing
 
-router = APIRouter()
+router = APIRouter(route_class=AdmittedRoute)
 
 KEYWORDS = ("keywords", "context_bias", "hotwords")  # OpenAI's, Mistral's and vLLM's name for words to expect
 WORDS = {"type": "array", "items": {"type": "string"}}
@@ -121,7 +121,7 @@ def audio_route(**more_fields: dict[str, Any]) -> dict[str, Any]:
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
         "responses": answers(
-            Transcription, VerboseTranscription, refused=(404, 413, 415, 503), text=TEXT, vtt=TEXT, events=EVENTS
+            Transcription, VerboseTranscription, refused=(404, 408, 413, 415, 503), text=TEXT, vtt=TEXT, events=EVENTS
         ),
     }
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from api.service import AdmittedRoute
 from api.transcriptions import TO_LANGUAGE, answer_audio, audio_route
 
-router = APIRouter()
+router = APIRouter(route_class=AdmittedRoute)
 
 
 @router.post("/audio/translations", **audio_route(**TO_LANGUAGE))

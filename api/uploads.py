@@ -25,6 +25,8 @@ Body = TypeVar("Body", bound=BaseModel)
 SPOOL_BYTES = 1 << 20  # smaller audio stays in memory
 FIELD_BYTES = 4 << 20  # longest form field that is not a file
 MOST_FIELDS = 2000  # of a form, in which each of 1000 words to expect may be one
+SMALL_BODY_BYTES = 1 << 20  # of requests without audio
+PAUSE_SECONDS = 60.0  # without a byte of a body, after which its client is taken for gone
 ENVELOPE_BYTES = 8 << 20  # what a request may hold beside the audio
 DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 MOST_NESTING = 64  # levels of JSON; schemas of tools, the deepest there is, have a dozen
@@ -43,25 +45,38 @@ def too_large(limit_mb: int, param: str = "file") -> ApiError:
     )
 
 
+def stalled(seconds: float) -> ApiError:
+    return ApiError(
+        408, f"Nothing of the body came for {seconds:g} s. Send it again.", code="timeout",
+        headers={"Connection": "close"},
+    )  # fmt: skip
+
+
 class BodyLimit:
     """Stops reading a body that has grown past the limit, also where no length was declared beforehand.
 
-    JSON carries audio as base64, a third longer than the bytes that the limit is about.
+    JSON carries audio as base64, a third longer than the bytes that the limit is about. A body that stops arriving is
+    answered 408: it has a place among the requests at work.
     """
 
-    def __init__(self, app: ASGIApp, limit_mb: int) -> None:
-        self._app, self._limit_mb = app, limit_mb
+    def __init__(self, app: ASGIApp, limit_mb: int, pause_seconds: float = PAUSE_SECONDS) -> None:
+        self._app, self._limit_mb, self._pause_seconds = app, limit_mb, pause_seconds
         self._limit = limit_mb * 1_000_000 * 4 // 3 + ENVELOPE_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        read = 0
+        read, whole = 0, False
 
         async def limited() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            try:
+                async with asyncio.timeout(None if whole else self._pause_seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise stalled(self._pause_seconds) from None
+            whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > self._limit:
                 raise too_large(self._limit_mb)
@@ -98,15 +113,17 @@ async def read_fields(request: Request) -> AsyncGenerator[Mapping[str, Any]]:
         raise
 
 
-async def read_json(request: Request, may_be_empty: bool = False) -> dict[str, Any]:
-    """The object in a body. Raises ApiError 400 for anything else."""
+async def read_json(request: Request, may_be_empty: bool = False, most: int | None = None) -> dict[str, Any]:
+    """The object in a body. Raises ApiError: 413 for one of more than `most` bytes, 400 for anything else."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
+        if most and len(body) > most:
+            raise ApiError(413, f"The body is longer than {most} bytes. /docs has its fields.", code="body_too_large")
     if not body and may_be_empty:
         return {}
     try:
-        values = await asyncio.to_thread(_parse_json, bytes(body))
+        values = await asyncio.to_thread(_parse_json, body)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(values, dict):
@@ -114,10 +131,12 @@ async def read_json(request: Request, may_be_empty: bool = False) -> dict[str, A
     return values
 
 
-def _parse_json(body: bytes) -> object:
+def _parse_json(body: bytearray) -> object:
     """JSON as its standard has it. Python alone would let in NaN, halves of characters, which can be encoded nowhere
-    later, and nesting that breaks whoever walks it. Raises ValueError or RecursionError."""
+    later, and nesting that breaks whoever walks it. Empties `body`, so that audio is in memory as base64 at most twice.
+    Raises ValueError or RecursionError."""
     text = body.decode("utf-8-sig")
+    body.clear()
     values = json.loads(text, parse_constant=_refuse_constant)
     if _deeper_than(MOST_NESTING, values):
         raise ValueError(f"it is nested deeper than {MOST_NESTING} levels")
@@ -139,9 +158,9 @@ def _deeper_than(most: int, values: object) -> bool:
 
 
 async def read_body(request: Request, kind: type[Body], may_be_empty: bool = False) -> Body:
-    """A JSON body as `kind`. Raises ApiError 400 that names the field."""
+    """A JSON body without audio as `kind`. Raises ApiError 400 that names the field."""
     try:
-        return kind.model_validate(await read_json(request, may_be_empty))
+        return kind.model_validate(await read_json(request, may_be_empty, SMALL_BODY_BYTES))
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False)) from None
 

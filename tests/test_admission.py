@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from admission import RequestRate
+from admission import Admission, RequestRate, TooManyRequests
 
 PAUSES = st.lists(st.floats(0, 40), max_size=60)
 
@@ -33,6 +36,16 @@ def test_whoever_waits_as_long_as_told_is_let_in_and_not_before(per_minute: int,
             assert rate.enter("a") > 0
             now += wait / 2 + 0.001
             assert rate.enter("a") == 0
+
+
+def test_a_place_is_given_back_however_its_request_ends() -> None:
+    admission = Admission(1)
+    with suppress(ValueError), admission.place():
+        with pytest.raises(TooManyRequests), admission.place():
+            pass
+        assert admission.active == 1
+        raise ValueError
+    assert admission.active == 0
 
 
 def test_clients_do_not_take_from_each_other_and_are_forgotten() -> None:

@@ -267,12 +267,26 @@ def test_a_fault_in_the_middle_of_a_file_is_no_part_of_the_transcript() -> None:
 
 def test_one_request_too_many_is_told_to_come_back() -> None:
     with Server("--demo", MAX_CONCURRENT_REQUESTS="1") as server:
-        audio, _ = long_recording()
-        with server.client.stream("POST", URL, files={"file": audio}, data={"model": "whisper-1", "stream": "true"}):
+
+        def assert_full() -> None:
             with httpx.Client(base_url=server.url, timeout=30) as other:
                 response = other.post(URL, files={"file": clip("short_0").data}, data={"model": "whisper-1"})
             assert_error(response, 429, "rate_limit_exceeded", None)
             assert 1 <= int(response.headers["retry-after"]) <= 30
+
+        audio, _ = long_recording()
+        with server.client.stream("POST", URL, files={"file": audio}, data={"model": "whisper-1", "stream": "true"}):
+            assert_full()
+        server.wait_until(lambda health: health["requests"] == 0)
+        uploading = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        uploading.putrequest("POST", URL)
+        uploading.putheader("Content-Type", "application/json")
+        uploading.putheader("Content-Length", "100")
+        uploading.endheaders(b"{")
+        server.wait_until(lambda health: health["requests"] == 1)
+        assert_full()
+        uploading.close()
+        server.wait_until(lambda health: health["requests"] == 0)
 
 
 def test_unknown_paths_and_methods_have_the_envelope_too(server: Server) -> None:
