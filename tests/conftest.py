@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 from tests.serving import Server
+
+# Whoever runs the tests in the background may have switched Ctrl-C off, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test says how fast something is: machines differ and are busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
