@@ -45,8 +45,8 @@ class ServerPeer:
     def __init__(self, url: str, model: str, tokens: int | None) -> None:
         self.name = url.removeprefix("http://")
         self._form = {"model": model, "language": "en", "temperature": "0", "stream": "true"}
-        if tokens:
-            self._form["max_completion_tokens"] = str(tokens)
+        if tokens:  # drawn: the likeliest ones of random weights go round in circles, which servers may stop
+            self._form |= {"max_completion_tokens": str(tokens), "temperature": "1"}
         limits = httpx.Limits(max_connections=None)
         decoding_anew = {"Cache-Control": "no-store"}  # what this server has kept of an earlier round is not measured
         self._client = httpx.AsyncClient(base_url=url, timeout=7200, limits=limits, headers=decoding_anew)
