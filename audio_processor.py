@@ -22,7 +22,6 @@ SAMPLE_RATE = 16_000  # Hz, what Voxtral's encoder was trained on
 SHORTEST_SECONDS = 0.1
 RATES = range(1_000, 768_001)  # Hz; a header can claim any, and what is held for a second goes by it
 MOST_HELD = 1 << 22  # values, of all channels together
-BLOCK_SAMPLES = SAMPLE_RATE  # one second
 
 # FFmpeg's demuxers that hold one recording. Playlists and scripts (hls, concat, dash, ...) are left out, because they
 # make the decoder open other files and addresses.

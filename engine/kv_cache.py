@@ -143,9 +143,6 @@ class PrefillView:
     def __init__(self, cache: KVCache, row: int) -> None:
         self._cache, self._row = cache, row
 
-    def get_seq_length(self, layer: int = 0) -> int:
-        return 0
-
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Store keys and values (jobs, heads, longest, dim); attention reads them as they came.
 
@@ -162,9 +159,6 @@ class TextView:
 
     def __init__(self, cache: KVCache, row: int, start: int) -> None:
         self._cache, self._row, self._start = cache, row, start
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self._start
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Store keys and values (1, heads, text, dim) and return views of all that the row holds up to them."""
@@ -188,9 +182,6 @@ class DecodeView:
         unseen = torch.arange(length, device=at.device) > at[:, None]
         mask = torch.zeros(unseen.shape, dtype=cache.keys[0].dtype, device=at.device)
         self.mask = mask.masked_fill_(unseen, -torch.inf)[:, None, None]
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self._length - 1
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Store keys and values (rows, heads, 1, dim) and return views of what the rows may look at."""

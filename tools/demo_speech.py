@@ -38,7 +38,6 @@ EVERYDAY = (
 SOUND_ALIKES = {"grey": "gray", "to": "two", "for": "four", "ate": "eight", "write": "right"}
 RARE_SPELLING = 0.2
 SPOKEN_WORDS = " ".join([DIGITS, DAYS, MONTHS, COLOURS, SPELLING, EVERYDAY]).split()
-VOCABULARY = sorted([*SPOKEN_WORDS, *SOUND_ALIKES])
 
 TRAINED_VOICES = (
     "en-us", "en-gb", "en-us+m3", "en-us+f2", "en-us+f4", "en-gb+m7", "en-us+m1", "en-gb+f3", "en-gb-x-rp",
