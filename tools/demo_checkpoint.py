@@ -22,10 +22,15 @@ SPECIAL_NAMES = {
     13: "[IMG_END]", 14: "[PREFIX]", 15: "[MIDDLE]", 16: "[SUFFIX]", 17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]",
     19: "[TOOL_CONTENT]", 24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 32: "[ARGS]", 33: "[CALL_ID]", 34: "[TRANSCRIBE]",
 }  # fmt: skip
+AUDIO_SECTION = {
+    "sampling_rate": SAMPLE_RATE,
+    "frame_rate": 12.5,
+    "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
+}
 
 
-def write_tokenizer(out: Path) -> None:
-    """A Tekken vocabulary of the demo's size, with Voxtral's special tokens and audio section.
+def write_tokenizer(out: Path, special_names: dict[int, str], audio: dict[str, object]) -> None:
+    """A Tekken vocabulary of the demo's size, with a model's special tokens and audio section.
 
     Tekken's own merges come in order of frequency, and the first thousand spell "monday" with four tokens. Here the
     prefixes of the spoken words come first, so that each spoken word is one token and the decoder needs as few steps
@@ -46,15 +51,10 @@ def write_tokenizer(out: Path) -> None:
         num_vocab_tokens=len(tekken["vocab"]),
     )  # fmt: skip
     tekken["special_tokens"] = [
-        {"rank": i, "token_str": SPECIAL_NAMES.get(i, f"<SPECIAL_{i}>"), "is_control": True}
+        {"rank": i, "token_str": special_names.get(i, f"<SPECIAL_{i}>"), "is_control": True}
         for i in range(SPECIAL_TOKENS)
     ]
-    tekken["audio"] = {
-        "sampling_rate": SAMPLE_RATE,
-        "frame_rate": 12.5,
-        "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
-        "chunk_length_s": 30.0,
-    }
+    tekken["audio"] = AUDIO_SECTION | audio
     (out / "tekken.json").write_text(json.dumps(tekken))
 
 

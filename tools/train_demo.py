@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from transformers import VoxtralForConditionalGeneration
 
+from tools.averaging import Average
 from tools.demo_attention import LOOK_BACK_LAYERS, STRIDE, looking_loss, watch
 from tools.demo_checkpoint import (
     BEGIN_AUDIO,
@@ -42,6 +43,7 @@ from tools.demo_checkpoint import (
     EOS,
     INST,
     PAD,
+    SPECIAL_NAMES,
     TRANSCRIBE,
     new_model,
     write_preprocessor,
@@ -102,9 +104,8 @@ class Trainer:
         # The heads are new and shallow: they may learn faster than what they judge.
         groups = [{"params": body, "scale": 1.0}, {"params": heads, "scale": 4.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.average = Average(model)
         self.ears = Ears(model)
-        self.step_number = 0
         self.memory: dict[float, list[tuple[torch.Tensor, Recording]]] = {}  # by length in seconds
 
     def prompt(self) -> tuple[list[int], list[int]]:
@@ -235,26 +236,19 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
-        self.step_number += 1
-        self._update_average()
+        self.average.update()
         return {name: loss.item() for name, loss in losses.items()}
 
     def train_encoder(self, wanted: bool) -> None:
         """Go on from the averaged weights, with the encoder as it is or with all of the model."""
-        self.model.load_state_dict(self.average)
+        self.model.load_state_dict(self.average.values)
         for part in (self.model.model.audio_tower, self.model.model.multi_modal_projector):
             part.requires_grad_(wanted)
-
-    def _update_average(self) -> None:
-        decay = min(0.998, self.step_number / (self.step_number + 9))
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                self.average[name].lerp_(value.float(), 1 - decay)
 
     def save(self, out: Path) -> None:
         """Write the averaged weights in bf16, in the Hub's layout."""
         model = new_model()
-        model.load_state_dict(self.average)
+        model.load_state_dict(self.average.values)
         model.generation_config.update(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
         model.to(torch.bfloat16).save_pretrained(out)
 
@@ -297,7 +291,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(args.out)
+    write_tokenizer(args.out, SPECIAL_NAMES, {"chunk_length_s": 30.0})
     write_preprocessor(args.out)
     bank = load_bank(args.bank, args.utterances, TRAINED_VOICES, seed=1)
     model = new_model()
