@@ -31,6 +31,7 @@ LAYERS = (
     ("chunking",),
     ("voice_activity",),
     ("turns",),
+    ("pcm",),
     ("audio_processor",),
     ("replacements",),
     ("admission", "config", "languages", "logs", "metrics", "progress", "transcript"),
