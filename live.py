@@ -12,8 +12,8 @@ Of an utterance there come, in this order where they come at all:
     Committed                     no more audio belongs to it
     UtteranceDone                 the whole text; or UtteranceFailed, after which the session goes on
 
-`live_sessions.LiveSessions.open(model, request, key)` waits until the model is loaded and gives a session, which must be
-closed in any case; the model stays loaded meanwhile. It raises ModelUnavailable, PromptTooLong and LiveError.
+`live_sessions.LiveSessions.open(model, request, key)` waits until the model is loaded and gives a session, which must
+be closed in any case; the model stays loaded meanwhile. It raises ModelUnavailable, PromptTooLong and LiveError.
 
 LiveText may come at any time before UtteranceDone: the 4B writes while somebody speaks, and the 3B at each pause of a
 second, so that who never commits need not wait for text. The texts of LiveText together are the text of UtteranceDone.

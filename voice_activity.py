@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 FRAME = 512  # samples, 32 ms: what the network judges at once
 CONTEXT = 64  # samples before a frame that the network hears with it
-BATCH = 32 * FRAME  # samples of one call, about a second
+BATCH = 32 * FRAME  # samples of one call for a recording, about a second
+LIVE_BATCH = 2 * FRAME  # likewise while somebody speaks: 64 ms, which cost 0.5 ms of processor time
 STATE = (1, 1, 128)  # of each of the LSTM's two memories
 
 # Below a peak of about 0.02 the network grows deaf, so quiet recordings are made louder for it. Noise it knows at any
 # level. The gain falls at once when it grows loud and rises slowly, lest pauses be pumped up.
 HEARD_PEAK = 0.5
 MOST_GAIN = 50.0
-LEVEL_KEPT = 0.8  # of the loudest peak so far, from one batch to the next: 2 dB a second
+LEVEL_KEPT = 0.8 ** (1 / 32)  # of the loudest peak so far, from one frame to the next: 2 dB a second
 
 HYSTERESIS = 0.15  # speech goes on until its probability has fallen this far below the threshold
 LEAST_RELEASE = 0.01  # but not so far that nothing ends it
@@ -78,8 +79,11 @@ def _session() -> InferenceSession:
 class Listener:
     """The network at work on one recording."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int = BATCH) -> None:
+        """`batch`: samples of one call, in whole frames; with fewer, speech is known sooner and costs more."""
         self._session = _session()
+        self._batch = batch
+        self._level_kept = LEVEL_KEPT ** (batch // FRAME)
         self._waiting = np.zeros(0, np.float32)
         self._context = np.zeros(CONTEXT, np.float32)
         self._hidden = self._cell = np.zeros(STATE, np.float32)
@@ -88,10 +92,10 @@ class Listener:
     def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
         """Probabilities of speech (frames,), in batches whose bounds do not depend on how the samples arrive."""
         samples = np.concatenate([self._waiting, samples])
-        whole = len(samples) // BATCH * BATCH
+        whole = len(samples) // self._batch * self._batch
         self._waiting = samples[whole:]
-        for start in range(0, whole, BATCH):
-            yield self._judge(samples[start : start + BATCH])
+        for start in range(0, whole, self._batch):
+            yield self._judge(samples[start : start + self._batch])
 
     def finish(self) -> np.ndarray:
         """Probabilities of what is left, the last frame filled up with silence."""
@@ -100,7 +104,7 @@ class Listener:
     def _judge(self, samples: np.ndarray) -> np.ndarray:
         if not len(samples):
             return samples
-        self._level = max(float(np.abs(samples).max()), self._level * LEVEL_KEPT)
+        self._level = max(float(np.abs(samples).max()), self._level * self._level_kept)
         frames = (samples * self._gain()).reshape(-1, FRAME)
         tails = np.concatenate([self._context[None], frames[:, -CONTEXT:]])
         self._context = tails[-1]

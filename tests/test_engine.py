@@ -332,7 +332,10 @@ async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, mo
         raise SystemError("the worker dies here")
 
     monkeypatch.setattr(worker.backend, "move_row", die)
-    jobs = job(worker, "short_0"), job(worker, "minute")  # made first, or the short one may end before the long one comes
+    jobs = (
+        job(worker, "short_0"),
+        job(worker, "minute"),
+    )  # made first, or the short one may end before the long one comes
     short, long = [worker.submit(each, "test") for each in jobs]
     with pytest.raises(EngineStopped):
         await tokens_of(long)
