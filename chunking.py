@@ -1,6 +1,6 @@
 """Cut audio into chunks that the model hears one at a time, where nobody speaks.
 
-`speech_chunks` packs whole spans of speech and leaves the rest out; `chunks` knows nothing of speech, cuts where it is
+`SpeechCutter` packs whole spans of speech and leaves the rest out; `chunks` knows nothing of speech, cuts where it is
 quietest, and its chunks tile the audio. Neither drops or doubles a sample of speech. This module sees samples only.
 """
 
@@ -153,46 +153,80 @@ class Tape:
             self._start += len(self._blocks.popleft())
 
 
+class Packer:
+    """Regions to chunks: together as long as they fit into `longest` samples and no long pause is between them."""
+
+    def __init__(self, longest: int, longest_pause: int = LONGEST_PAUSE) -> None:
+        self.longest_pause = longest_pause
+        self._longest = longest
+        self._packed: list[Region] = []
+        self._index = 0
+
+    def add(self, region: Region) -> Iterator[Chunk]:
+        samples = sum(len(other.samples) for other in self._packed) + len(region.samples)
+        if samples > self._longest or self.is_over(region.span.start):
+            yield from self.release()
+        self._packed.append(region)
+
+    def is_over(self, next_start: int) -> bool:
+        """Whether a chunk ends here, because no region to come begins before `next_start`."""
+        return bool(self._packed) and next_start - self._packed[-1].span.end > self.longest_pause
+
+    def release(self) -> Iterator[Chunk]:
+        """What is there, if anything is, as a chunk."""
+        packed, self._packed = self._packed, []
+        if packed:
+            samples = np.concatenate([region.samples for region in packed])
+            yield Chunk(self._index, packed[0].span.start, samples, tuple(region.span for region in packed))
+            self._index += 1
+
+
+class SpeechCutter:
+    """Speech to chunks as it comes; memory holds about two of them."""
+
+    def __init__(self, longest: int, detection: Detection, longest_pause: int = LONGEST_PAUSE) -> None:
+        self.packer = Packer(longest, longest_pause)
+        self._longest, self._tracker, self._tape = longest, Tracker(detection), Tape()
+
+    def add(self, samples: np.ndarray) -> None:
+        """Audio, which must be here before it is judged."""
+        self._tape.add(samples)
+
+    def judge(self, probabilities: np.ndarray) -> Iterator[Chunk]:
+        """Chunks that are complete, now that the next frames are speech with these probabilities."""
+        yield from self._pack(self._tracker.add(probabilities))
+        if self._tracker.open:  # speech may go on for hours, and is not held until it ends
+            *done, self._tracker.open = pieces(self._tracker.open, self._tape, self._longest)
+            yield from self._pack(done)
+        elif self.packer.is_over(self._tracker.earliest):
+            yield from self.packer.release()
+        self._tape.forget(self._tracker.earliest)
+
+    def finish(self, probabilities: np.ndarray) -> Iterator[Chunk]:
+        """The last chunks of a recording, whose last frame may have fewer samples."""
+        yield from self._pack(self._tracker.finish(probabilities, self._tape.end))
+        yield from self.packer.release()
+
+    def cut(self) -> Iterator[Chunk]:
+        """All speech so far, as if the recording ended here; it goes on with another chunk."""
+        yield from self._pack(self._tracker.cut(self._tape.end))
+        yield from self.packer.release()
+
+    def _pack(self, spans: Iterable[Span]) -> Iterator[Chunk]:
+        for span in spans:
+            for piece in pieces(span, self._tape, self._longest):
+                if piece.first < piece.last:  # else it holds padding only
+                    yield from self.packer.add(Region(piece, self._tape.read(piece.start, piece.end)))
+
+
 def speech_chunks(blocks: Iterable[np.ndarray], longest_seconds: float, detection: Detection) -> Iterator[Chunk]:
-    """The speech in `blocks`, in chunks of at most `longest_seconds`; memory holds about two of them."""
-    longest = int(longest_seconds * SAMPLE_RATE)
-    for index, packed in enumerate(pack(speech_regions(blocks, longest, detection), longest)):
-        samples = np.concatenate([region.samples for region in packed])
-        yield Chunk(index, packed[0].span.start, samples, tuple(region.span for region in packed))
-
-
-def pack(regions: Iterable[Region], longest: int) -> Iterator[list[Region]]:
-    """Regions of at most `longest` samples, in order, together as long as they fit and no long pause is between."""
-    packed: list[Region] = []
-    for region in regions:
-        samples = sum(len(other.samples) for other in packed) + len(region.samples)
-        if packed and (samples > longest or region.span.start - packed[-1].span.end > LONGEST_PAUSE):
-            yield packed
-            packed = []
-        packed.append(region)
-    if packed:
-        yield packed
-
-
-def speech_regions(blocks: Iterable[np.ndarray], longest: int, detection: Detection) -> Iterator[Region]:
-    """Every span of speech with its samples; longer ones than `longest` in pieces that touch."""
-    listener, tracker, tape = Listener(), Tracker(detection), Tape()
+    """The speech in `blocks`, in chunks of at most `longest_seconds`."""
+    listener, cutter = Listener(), SpeechCutter(int(longest_seconds * SAMPLE_RATE), detection)
     for block in blocks:
-        tape.add(block)
+        cutter.add(block)
         for probabilities in listener.hear(block):
-            for span in tracker.add(probabilities):
-                yield from _regions(pieces(span, tape, longest), tape)
-            if tracker.open:  # speech may go on for hours, and is not held until it ends
-                *done, tracker.open = pieces(tracker.open, tape, longest)
-                yield from _regions(done, tape)
-        tape.forget(tracker.earliest)
-    for span in tracker.finish(listener.finish(), tape.end):
-        yield from _regions(pieces(span, tape, longest), tape)
-
-
-def _regions(spans: Iterable[Span], tape: Tape) -> Iterator[Region]:
-    """Without pieces that hold padding only."""
-    return (Region(span, tape.read(span.start, span.end)) for span in spans if span.first < span.last)
+            yield from cutter.judge(probabilities)
+    yield from cutter.finish(listener.finish())
 
 
 def pieces(span: Span, tape: Tape, longest: int) -> list[Span]:

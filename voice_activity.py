@@ -153,6 +153,12 @@ class Tracker:
         for span in spans:
             yield replace(span, end=min(span.end, total), last=min(span.last, total))
 
+    def cut(self, at: int) -> Iterator[Span]:
+        """The span that goes on ends at `at`, which was not judged yet; none begins before."""
+        if self.open:
+            yield self._close(at)
+        self._ended = at
+
     def _close(self, end: int) -> Span:
         assert self.open
         span, self.open, self._ended = replace(self.open, end=end), None, end

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio_processor import SAMPLE_RATE
-from chunking import FRAME, LONGEST_PAUSE, Chunk, Region, Tape, chunks, pack, pieces, quietest_cut, speech_chunks
+from chunking import FRAME, LONGEST_PAUSE, Chunk, Packer, Region, Tape, chunks, pieces, quietest_cut, speech_chunks
 from tests.speech import clip
 from voice_activity import Detection, Listener, Span, Tracker
 
@@ -81,15 +81,18 @@ def test_whole_regions_are_packed_in_order_as_long_as_they_fit(lengths: list[tup
     for pause, length in lengths:
         regions.append(region(at + pause, length))
         at += pause + length
-    packed = list(pack(regions, longest))
-    assert [r for part in packed for r in part] == regions
-    sizes = [sum(len(r.samples) for r in part) for part in packed]
-    assert all(0 < size <= longest for size in sizes)
-    for (before, after), size in zip(pairwise(packed), sizes, strict=False):
-        pause = after[0].span.start - before[-1].span.end
-        assert size + len(after[0].samples) > longest or pause > LONGEST_PAUSE
-    for part in packed:
-        assert all(b.span.start - a.span.end <= LONGEST_PAUSE for a, b in pairwise(part))
+    packer = Packer(longest)
+    packed = [*(chunk for each in regions for chunk in packer.add(each)), *packer.release()]
+    assert [span for chunk in packed for span in chunk.regions] == [each.span for each in regions]
+    assert [chunk.index for chunk in packed] == list(range(len(packed)))
+    heard = [sample for chunk in packed for sample in chunk.samples.tolist()]
+    assert heard == [sample for each in regions for sample in each.samples.tolist()]
+    assert all(0 < len(chunk.samples) <= longest for chunk in packed)
+    for before, after in pairwise(packed):
+        pause, first = after.start - before.regions[-1].end, after.regions[0]
+        assert len(before.samples) + first.end - first.start > longest or pause > LONGEST_PAUSE
+    for chunk in packed:
+        assert all(b.start - a.end <= LONGEST_PAUSE for a, b in pairwise(chunk.regions))
 
 
 @given(length=st.integers(1, 40 * FRAME), longest=st.integers(FRAME, 20 * FRAME), data=st.data())
