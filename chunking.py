@@ -172,6 +172,10 @@ class Packer:
         """Whether a chunk ends here, because no region to come begins before `next_start`."""
         return bool(self._packed) and next_start - self._packed[-1].span.end > self.longest_pause
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._packed
+
     def release(self) -> Iterator[Chunk]:
         """What is there, if anything is, as a chunk."""
         packed, self._packed = self._packed, []
@@ -207,10 +211,19 @@ class SpeechCutter:
         yield from self._pack(self._tracker.finish(probabilities, self._tape.end))
         yield from self.packer.release()
 
-    def cut(self) -> Iterator[Chunk]:
-        """All speech so far, as if the recording ended here; it goes on with another chunk."""
-        yield from self._pack(self._tracker.cut(self._tape.end))
+    def cut(self, at: int) -> Iterator[Chunk]:
+        """All speech before `at`, up to where it was judged or further; another chunk begins there."""
+        yield from self._pack(self._tracker.cut(at))
         yield from self.packer.release()
+
+    def detect(self, detection: Detection) -> None:
+        """What counts as speech from here on. There must be none at hand."""
+        self._tracker = Tracker(detection, self._tracker.position)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all speech so far is in chunks."""
+        return self._tracker.open is None and self.packer.is_empty
 
     def _pack(self, spans: Iterable[Span]) -> Iterator[Chunk]:
         for span in spans:

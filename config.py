@@ -128,6 +128,20 @@ class Settings(BaseModel):
         1.0, ge=0, le=10, description="Seconds that a subtitle stands at least, where the next one lets it."
     )
     subtitle_max_seconds: float = Field(7.0, ge=1, le=60, description="Seconds that a subtitle stands at most.")
+    realtime_max_sessions: int = Field(64, ge=1, le=10_000, description="Live sessions at once; one more is refused.")
+    realtime_backlog_soft_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds of audio that may wait for the model before a live session hears more of it at once, "
+        "which costs less.",
+    )
+    realtime_backlog_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds of audio that may wait for the model; more is refused, or a faster sender waits.",
+    )
+    realtime_idle_seconds: int = Field(300, ge=1, description="Seconds without audio after which a live session ends.")
+    realtime_session_seconds: int = Field(4 * 3600, ge=1, description="Seconds after which a live session ends.")
     heartbeat_seconds: float = Field(
         10.0, gt=0, le=300, description="Seconds of silence on a stream after which a comment line is sent."
     )

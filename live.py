@@ -38,10 +38,11 @@ LiveErrorCode = Literal[
     "prompt_unsupported",  # by open and update: the 4B reads no prompt
     "delay_fixed",  # by update: delay, interval and top_logprobs cannot change once there was audio
     "commit_empty",  # by commit: less than 100 ms of audio; the session goes on
-    "backlog_full",  # by feed: the model is REALTIME_BACKLOG_SECONDS behind; nothing of these samples was taken
-    "idle",  # by events, and all methods afterwards: no audio for REALTIME_IDLE_SECONDS
-    "too_long",  # likewise: the session is REALTIME_SESSION_SECONDS old
+    "backlog_full",  # by feed: the model is REALTIME_BACKLOG_SECONDS behind; these samples were not taken
+    "idle",  # ends the session: no audio for REALTIME_IDLE_SECONDS
+    "too_long",  # likewise: it is REALTIME_SESSION_SECONDS old
     "reader_too_slow",  # likewise: nobody reads its events
+    "ended",  # by all methods after finish and close
 ]
 
 
@@ -156,7 +157,8 @@ LiveEvent = (
 class LiveSession(ABC):
     """One session at work. One task calls its methods, one after another, and another one iterates `events()`, once.
 
-    All methods raise the LiveError, EngineStopped or JobFailed that has ended the session.
+    What ends a session early, a LiveError, EngineStopped or JobFailed, is raised by `events`, after the events before
+    it, and by every method that is called afterwards, but `close`.
     """
 
     @abstractmethod
@@ -164,7 +166,8 @@ class LiveSession(ABC):
         """Hear more audio: float32 (n,), mono, 16 kHz, any n.
 
         Returns when the samples are taken. A client that sends faster than anybody speaks, a file, waits here for the
-        model, and so does its socket. Raises LiveError backlog_full where the model is slower than speech.
+        model, and so does its socket. Where the model is slower than speech it raises LiveError backlog_full, and
+        `samples` are as if they had never been; the session goes on.
         """
 
     @abstractmethod
@@ -174,7 +177,7 @@ class LiveSession(ABC):
     @abstractmethod
     async def clear(self) -> None:
         """Forget the audio of the utterance at hand. What has come of its text is void: it is never done, and what is
-        fed from now on belongs to an utterance with another number, unless nothing was told of this one."""
+        fed from now on belongs to an utterance with another number."""
 
     @abstractmethod
     async def flush(self) -> None:

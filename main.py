@@ -26,6 +26,7 @@ from api.remote import RemoteAudio
 from api.service import Service
 from api.uploads import BodyLimit
 from config import DEMO_MODEL, ConfigError, Settings, load_settings
+from live_sessions import LiveSessions
 from metrics import Gauges, Metrics
 from model_manager import ModelManager, ModelUnavailable, until_finished
 from model_store import missing_files, valid_repository
@@ -50,7 +51,7 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
     """
     models, metrics, admission = ModelManager(settings), Metrics(), Admission(settings.max_concurrent_requests)
     transcriber = Transcriber(settings, models, metrics)
-    responder = Responder(settings, models, metrics)
+    responder, live = Responder(settings, models, metrics), LiveSessions(transcriber)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,8 +69,10 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
         static_url=DOCS_ASSETS,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.service = Service(settings, models, transcriber, responder, admission, metrics, RemoteAudio(settings))
-    metrics.registry.register(_gauges(models, admission))
+    app.state.service = Service(
+        settings, models, transcriber, responder, live, admission, metrics, RemoteAudio(settings)
+    )
+    metrics.registry.register(_gauges(models, admission, live))
     for router in ROUTERS:
         app.include_router(router, prefix="/v1")
         app.include_router(
@@ -93,7 +96,7 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
     return RequestId(app, metrics)  # around everything, so that an answer to an unforeseen error has an id too
 
 
-def _gauges(models: ModelManager, admission: Admission) -> Gauges:
+def _gauges(models: ModelManager, admission: Admission, live: LiveSessions) -> Gauges:
     """What is going on, read when it is asked for."""
 
     def workers(read: Callable[[Worker], float]) -> Callable[[], list[tuple[str, float]]]:
@@ -102,6 +105,11 @@ def _gauges(models: ModelManager, admission: Admission) -> Gauges:
     return Gauges(
         [
             ("voxtral_requests_active", "Requests at work or waiting", "", lambda: [("", admission.active)]),
+            ("voxtral_live_sessions", "Live sessions", "", lambda: [("", live.count)]),
+            (
+                "voxtral_live_backlog_seconds", "Audio that waits for the model, in the live session where it is most",
+                "", lambda: [("", live.behind)],
+            ),
             ("voxtral_batch_size", "Chunks decoded together now", "model", workers(lambda worker: worker.running)),
             ("voxtral_chunks_waiting", "Chunks that wait for a place", "model", workers(lambda worker: worker.waiting)),
             (

@@ -64,6 +64,10 @@ class Metrics:
         self.whole = self._seconds("voxtral_transcription_seconds", "From a transcription's request to its last text")
         self.answer_first = self._seconds("voxtral_answer_first_seconds", "From a chat's request to its first output")
         self.answer_whole = self._seconds("voxtral_answer_seconds", "From a chat's request to the end of all choices")
+        self.live_seconds = Counter("voxtral_live_audio_seconds", "Audio fed to live sessions", registry=self.registry)
+        self.live_lag = self._seconds(
+            "voxtral_live_lag_seconds", "From the end of an utterance of a live session to its whole text"
+        )
         self.speed = Histogram(
             "voxtral_times_real_time", "Seconds of audio for each second of work", buckets=TIMES_REAL_TIME,
             registry=self.registry,

@@ -12,7 +12,8 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import VoxtralTokenizer
 from metrics import Metrics
 from model_manager import Model, ModelManager
-from progress import Caller, ProgressBoard
+from progress import Caller, Progress, ProgressBoard
 from replacements import read_replacements, replaced
 from store import ChunkStore, Replay, Shelf
 from transcript import (
@@ -81,20 +82,51 @@ class Transcriber:
         Decodes the first chunk, or a minute, so that empty, damaged and too short audio is known. Does not wait for a
         model that is still loading. Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong.
         """
-        transcription = Transcription(self, model, request, audio, caller)
+        reader = ChunkReader(audio, partial(self._cut, request.detection or AUTO))
+        progress = self.progress.begin(caller, reader.declared_ms)
+        transcription = Transcription(self, model, request, reader, caller, progress)
         try:
             model.check_available()
             if worker := model.loaded:
-                await transcription.check_prompt(worker)
-            await transcription.reader.probe()
+                await self.check(worker, request)
+            await reader.probe()
         except BaseException:
             transcription.progress.end("failed")
             await transcription.close()
             raise
         return transcription
 
+    def _cut(self, detection: Detection, blocks: Iterator[np.ndarray]) -> Iterator[Chunk]:
+        longest_seconds = self.settings.audio_chunk_size_seconds
+        if self.settings.voxtral_vad == "off":
+            return chunks(blocks, longest_seconds)
+        return speech_chunks(blocks, longest_seconds, detection)
+
+    async def check(self, worker: Worker, request: TranscriptionRequest) -> None:
+        """Raises PromptInvalid or PromptTooLong: for a chunk of full length, the longest that will come."""
+        prompt = await asyncio.to_thread(_prompt, worker.backend.tokenizer, request)
+        seconds = self.settings.audio_chunk_size_seconds
+        cap = self.settings.token_cap(seconds)
+        audio_tokens = worker.backend.audio_tokens(seconds * SAMPLE_RATE)
+        worker.check(prompt, audio_tokens, min(cap, request.max_tokens or cap), request.sampling)
+
     def use(self, model: Model) -> AbstractAsyncContextManager[Worker]:
         return self._models.use(model)
+
+
+class Source(Protocol):
+    """Where chunks come from: a file, or an utterance that is being spoken."""
+
+    @property
+    def decoded_ms(self) -> int:
+        """Audio that was looked at for them so far."""
+        ...
+
+    async def next(self) -> Chunk | None:
+        """The next one; None after the last. Raises AudioError."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Transcription:
@@ -105,50 +137,36 @@ class Transcription:
         transcriber: Transcriber,
         model: Model,
         request: TranscriptionRequest,
-        audio: AudioFile,
+        source: Source,
         caller: Caller,
+        progress: Progress,
     ) -> None:
-        self.model, self.request = model, request
+        self.model, self.request, self.progress = model, request, progress
         self._started = time.monotonic()
-        self._transcriber, self._caller, self._settings = transcriber, caller, transcriber.settings
-        self.reader = ChunkReader(audio, self._cut)
-        self.progress = transcriber.progress.begin(caller, self.reader.declared_ms)
+        self._transcriber, self._source, self._caller = transcriber, source, caller
+        self._settings = transcriber.settings
+        self._ready: Ready | None = None
         self._shelf: Shelf | None = None
         self._decodings: list[ChunkDecoding | Replay] = []
         self._producer: asyncio.Task[None] | None = None
         self._closed = False
 
-    def _cut(self, blocks: Iterator[np.ndarray]) -> Iterator[Chunk]:
-        longest_seconds = self._settings.audio_chunk_size_seconds
-        if self._settings.voxtral_vad == "off":
-            return chunks(blocks, longest_seconds)
-        return speech_chunks(blocks, longest_seconds, self.request.detection or AUTO)
-
-    async def check_prompt(self, worker: Worker) -> None:
-        """Raises PromptInvalid or PromptTooLong: for a chunk of full length, the longest that will come."""
-        prompt = await asyncio.to_thread(_prompt, worker.backend.tokenizer, self.request)
-        seconds = self._settings.audio_chunk_size_seconds
-        audio_tokens = worker.backend.audio_tokens(seconds * SAMPLE_RATE)
-        worker.check(prompt, audio_tokens, self._token_cap(seconds), self.request.sampling)
-
-    def _token_cap(self, seconds: float) -> int:
-        cap = self._settings.token_cap(seconds)
-        return min(cap, self.request.max_tokens or cap)
-
     async def events(self) -> AsyncGenerator[Event]:
         """TextDeltas and SegmentDones in the order of the audio, then Finished. Raises AudioError or EngineError."""
         metrics, silent = self._transcriber.metrics, True
         try:
-            async with self._transcriber.use(self.model) as worker, aclosing(self._events(worker)) as events:
-                async for event in events:
-                    if silent and isinstance(event, TextDelta):
-                        metrics.first_text.observe(time.monotonic() - self._started)
-                        self.progress.run()
-                        silent = False
-                    elif isinstance(event, Finished):
-                        self._count(event.transcript)
-                        self.progress.end("finished")
-                    yield event
+            async with self._transcriber.use(self.model) as worker:
+                await self.begin(worker)
+                async with aclosing(self.heard()) as events:
+                    async for event in events:
+                        if silent and isinstance(event, TextDelta):
+                            metrics.first_text.observe(time.monotonic() - self._started)
+                            self.progress.run()
+                            silent = False
+                        elif isinstance(event, Finished):
+                            self._count(event.transcript)
+                            self.progress.end("finished")
+                        yield event
         except Exception:
             self.progress.end("failed")
             raise
@@ -161,14 +179,19 @@ class Transcription:
         metrics.audio_seconds.inc(usage.audio_ms / 1000)
         metrics.silence_seconds.inc(max(usage.audio_ms - heard_ms, 0) / 1000)
 
-    async def _events(self, worker: Worker) -> AsyncGenerator[Event]:
+    async def begin(self, worker: Worker) -> None:
+        """Give chunks to the model as they come, ahead of whoever iterates `heard`."""
         asked = await self._asked(worker)
         self._shelf = self._open_shelf(asked)
-        ready: Ready = asyncio.Queue(maxsize=worker.backend.limits.rows)
-        self._producer = asyncio.create_task(self._submit_chunks(asked, ready))
+        self._ready = asyncio.Queue(maxsize=worker.backend.limits.rows)
+        self._producer = asyncio.create_task(self._submit_chunks(asked, self._ready))
+
+    async def heard(self) -> AsyncGenerator[Event]:
+        """As `events`, of a transcription that has begun with a worker that is held."""
+        assert self._ready
         segments: list[Segment] = []
         text = ""
-        while (item := await ready.get()) is not None:
+        while (item := await self._ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
             async with aclosing(self._written(item, separate=bool(text))) as events:
@@ -183,7 +206,7 @@ class Transcription:
             self._decodings.remove(item)
             self.progress.finish_chunk(item.chunk.end_ms, stored=isinstance(item, Replay))
         usage = sum((segment.usage for segment in segments), Usage())
-        usage = replace(usage, audio_ms=self.reader.decoded_ms)  # with what nobody spoke in
+        usage = replace(usage, audio_ms=self._source.decoded_ms)  # with what nobody spoke in
         language = self.request.language or await asyncio.to_thread(languages.detect, text, self.model.spec.languages)
         yield Finished(Transcript(text, language, tuple(segments), usage))
 
@@ -209,12 +232,12 @@ class Transcription:
     async def _submit_chunks(self, asked: Asked, ready: Ready) -> None:
         """Decode, find or submit, and hand over chunk after chunk; an exception takes its place in the order."""
         try:
-            while chunk := await self.reader.next():
+            while chunk := await self._source.next():
                 found = await self._shelf.find(chunk) if self._shelf else None
                 self._decodings.append(found or ChunkDecoding(asked, chunk))
                 self.progress.take(chunk.end_ms, stored=found is not None)
                 await ready.put(self._decodings[-1])
-            self.progress.take_all(self.reader.decoded_ms)
+            self.progress.take_all(self._source.decoded_ms)
             await ready.put(None)
         except Exception as error:  # noqa: BLE001 - raised again by events(), after the chunks before it
             await ready.put(error)
@@ -237,7 +260,7 @@ class Transcription:
             await asyncio.gather(self._producer, return_exceptions=True)
         for decoding in self._decodings:
             decoding.cancel()
-        await self.reader.close()
+        await self._source.close()
 
 
 def _prompt(tokenizer: VoxtralTokenizer, request: TranscriptionRequest) -> Prompt:

@@ -76,9 +76,11 @@ class TurnResumed:
 
 @dataclass(frozen=True)
 class TurnEnded:
-    """`end`: the sample after the last of its audio, of silence that is."""
+    """`end`: the sample after the last of its audio, of silence that is. `last`: the one after the last of speech, by
+    the lower bar."""
 
     end: int
+    last: int
     reason: Literal["threshold", "timeout"]
 
 
@@ -136,7 +138,7 @@ class TurnTracker:
 
     def _end(self, reason: Literal["threshold", "timeout"]) -> TurnEnded:
         self.cut(self._position)
-        return TurnEnded(self._position, reason)
+        return TurnEnded(self._position, self._spoken, reason)
 
     def cut(self, at: int) -> None:
         """There is no turn, and none to come begins before `at`."""

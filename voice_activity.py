@@ -119,31 +119,32 @@ class Listener:
 class Tracker:
     """Probabilities of frames to spans, which lie in order and never overlap. Pure."""
 
-    def __init__(self, detection: Detection) -> None:
+    def __init__(self, detection: Detection, position: int = 0) -> None:
+        """`position`: of the first sample of the first frame."""
         self._threshold = detection.threshold
         self._release = max(detection.threshold - HYSTERESIS, min(detection.threshold, LEAST_RELEASE))
         self._prefix = int(detection.prefix_padding_ms * SAMPLE_RATE / 1000)
         self._silence = int(detection.silence_duration_ms * SAMPLE_RATE / 1000)
-        self._position = 0  # samples judged
-        self._ended = 0  # where the last span ended
+        self.position = position  # up to where samples are judged
+        self._ended = position  # where the last span ended
         self.open: Span | None = None  # the span that goes on; its `end` is how far it has come
 
     @property
     def earliest(self) -> int:
         """No sample before this one can be part of a span to come."""
-        return self.open.start if self.open else max(self._position - self._prefix, self._ended)
+        return self.open.start if self.open else max(self.position - self._prefix, self._ended)
 
     def add(self, probabilities: np.ndarray) -> Iterator[Span]:
         """Spans that have ended."""
         for probability in probabilities:
-            begins, self._position = self._position, self._position + FRAME
+            begins, self.position = self.position, self.position + FRAME
             if probability >= (self._release if self.open else self._threshold):
                 span = self.open or Span(max(begins - self._prefix, self._ended), 0, begins, 0)
-                self.open = Span(span.start, self._position, span.first, self._position)
-            elif self.open and self._position - self.open.last >= self._silence:
+                self.open = Span(span.start, self.position, span.first, self.position)
+            elif self.open and self.position - self.open.last >= self._silence:
                 yield self._close(self.open.last + self._silence)
             elif self.open:
-                self.open = Span(self.open.start, self._position, self.open.first, self.open.last)
+                self.open = Span(self.open.start, self.position, self.open.first, self.open.last)
 
     def finish(self, probabilities: np.ndarray, total: int) -> Iterator[Span]:
         """The last spans of a recording of `total` samples, of which the last frame may have fewer."""

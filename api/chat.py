@@ -21,12 +21,12 @@ from api.chat_messages import Recording, conversation_of
 from api.chat_schema import ChatBody
 from api.chat_wire import ChatCompletion
 from api.errors import ApiError, from_validation, invalid, unsupported
-from api.instructions import asks_for_more, asks_for_transcript, means_transcription, spoken_in
 from api.keywords import required_spellings
 from api.openapi import EVENTS, FLAC, answers, json_body
 from api.schemas import Completion
 from api.service import AdmittedRoute, Service, service_of
 from api.uploads import base64_file, is_address, read_json
+from instructions import asks_for_more, asks_for_transcript, means_transcription, spoken_in
 from responder import AnswerRequest, fold_answers
 from transcriber import TranscriptionRequest
 from transcript import Conversation, Event, Finished, TextDelta

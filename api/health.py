@@ -36,6 +36,8 @@ async def health(request: Request) -> dict[str, Any]:
         "requests": service.admission.active,
         "chunks_running": worker.running if worker else 0,
         "chunks_waiting": worker.waiting if worker else 0,
+        "live_sessions": service.live.count,
+        "live_backlog_seconds": round(service.live.behind, 3),
         "batch_size": worker.backend.limits.rows if worker else service.settings.max_batch_size,
         "memory_bytes": process_memory(),
     }

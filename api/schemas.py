@@ -243,6 +243,10 @@ class Health(Answer):
     error: str | None
     download: dict[str, Any] | None
     requests: int = Field(description="at work or waiting")
+    live_sessions: int
+    live_backlog_seconds: float = Field(
+        description="of audio that waits for the model, in the session where it is most"
+    )
 
 
 class Readiness(Answer):

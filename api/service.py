@@ -22,6 +22,7 @@ from api.remote import RemoteAudio
 from api.uploads import sent_audio
 from audio_processor import AudioFile, AudioLimits
 from config import Settings
+from live_sessions import LiveSessions
 from metrics import Metrics
 from model_manager import Model, ModelManager
 from progress import Caller, Progress
@@ -39,6 +40,7 @@ class Service:
     models: ModelManager
     transcriber: Transcriber
     responder: Responder
+    live: LiveSessions
     admission: Admission
     metrics: Metrics
     remote: RemoteAudio

@@ -15,7 +15,6 @@ from api import fields
 from api.dialects import speaks_mistral
 from api.errors import ApiError, invalid, unsupported
 from api.formats import FORMATS, Shape, Task
-from api.instructions import prompted_transcription, translation
 from api.keywords import keywords_of, listed_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
 from api.schemas import Transcription, VerboseTranscription
@@ -24,6 +23,7 @@ from api.times import Granularity
 from api.transcription_wire import mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
 from engine.core import Sampling
+from instructions import prompted_transcription, translation
 from transcriber import TranscriptionRequest
 from transcript import Conversation, fold
 from voice_activity import Detection

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.instructions import means_transcription
+from instructions import means_transcription
 from tests.serving import Server
 from tests.speech import assert_heard, clip, wav
 from transcript import Conversation, Message, Slot

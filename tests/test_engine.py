@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.instructions import instructed
 from config import DEMO_MODEL
 from engine.backends import load_backend
 from engine.backends.base import LoadOptions
@@ -24,6 +23,7 @@ from engine.sampling import Sampler
 from engine.steps import GraphSteps
 from engine.tokenizer import TextDecoder
 from engine.worker import JobStream, Worker
+from instructions import instructed
 from tests.graphs import stand_in_for_cuda_graphs
 from tests.scripted import ScriptedBackend
 from tests.speech import assert_heard, clip

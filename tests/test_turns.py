@@ -60,7 +60,7 @@ def test_turns_lie_in_order_and_every_frame_of_speech_is_in_one(
 def test_a_pause_is_told_before_the_end_and_ends_with_the_turn_or_with_speech(
     probabilities: list[float], detection: TurnDetection
 ) -> None:
-    told: list[TurnEvent] = [TurnEnded(0, "threshold"), *turns_of(probabilities, detection)]
+    told: list[TurnEvent] = [TurnEnded(0, 0, "threshold"), *turns_of(probabilities, detection)]
     before = {TurnStarted: TurnEnded, TurnPaused: (TurnStarted, TurnResumed), TurnResumed: TurnPaused}
     for previous, event in pairwise(told):
         if isinstance(event, TurnEnded):
@@ -74,7 +74,7 @@ def test_a_turn_has_its_padding_and_the_silence_that_ended_it() -> None:
     started, paused, ended = turns_of([*silence, *[0.9] * 20, *silence], TurnDetection())
     assert started == TurnStarted(40 * FRAME - 4800)
     assert paused == TurnPaused(60 * FRAME)
-    assert ended == TurnEnded(76 * FRAME, "threshold")  # 512 ms, the first frames that are 500 or more
+    assert ended == TurnEnded(76 * FRAME, 60 * FRAME, "threshold")  # 512 ms, the first frames that are 500 or more
 
 
 @pytest.mark.parametrize("eagerness", sorted(PAUSES_MS))
@@ -94,9 +94,9 @@ def test_mistrals_three_bars_and_its_timeout_end_a_turn_differently() -> None:
     detection = TurnDetection(silence_duration_ms=500, eager_end_threshold=0.5, end_threshold=0.33, end_timeout_ms=1600)
     murmur = [0.9] * 10 + [0.4] * 60
     *_, paused, ended = turns_of(murmur, detection)
-    assert (paused, ended) == (TurnPaused(10 * FRAME), TurnEnded(60 * FRAME, "timeout"))
+    assert (paused, ended) == (TurnPaused(10 * FRAME), TurnEnded(60 * FRAME, 60 * FRAME, "timeout"))
     *_, paused, ended = turns_of([0.9] * 10 + [0.2] * 60, detection)
-    assert (paused, ended) == (TurnPaused(10 * FRAME), TurnEnded(26 * FRAME, "threshold"))
+    assert (paused, ended) == (TurnPaused(10 * FRAME), TurnEnded(26 * FRAME, 10 * FRAME, "threshold"))
     *_, paused, resumed = turns_of([0.9] * 10 + [0.4] * 15 + [0.6] * 10, detection)
     assert (paused, resumed) == (TurnPaused(10 * FRAME), TurnResumed(25 * FRAME))
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from api.instructions import instructed
 from chunking import speech_chunks
 from config import Settings
 from decoding import Asked, ChunkDecoding
@@ -25,6 +24,7 @@ from engine.backends.base import LoadOptions
 from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import TextDecoder, VoxtralTokenizer
 from engine.worker import Worker
+from instructions import instructed
 from tests.speech import word_error_rate
 from tools.demo_instructions import instruction
 from tools.demo_speech import SAMPLE_RATE, TRAINED_VOICES, UNHEARD_VOICES, Arranger, Recording, load_bank
