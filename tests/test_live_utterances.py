@@ -77,7 +77,7 @@ async def test_the_texts_that_come_are_the_text_of_the_utterance_and_come_in_ord
     assert answers == sorted(answers)
 
 
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(piece=st.integers(1, 12 * SAMPLE_RATE).filter(lambda n: n > 150))
 def test_pieces_of_any_size_are_heard_alike(piece: int) -> None:
     def heard(size: int) -> list:
