@@ -21,11 +21,12 @@ from audio_processor import SAMPLE_RATE
 from chunk_text import ChunkText, joined
 from chunking import Chunk, halves
 from engine.core import Job, JobDone
+from engine.job_stream import JobStream
 from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
 from word_times import Timing, needs_places, timed_segments
 
 if TYPE_CHECKING:
-    from engine.worker import JobStream, Worker  # brings torch, which takes seconds
+    from engine.worker import Worker  # brings torch, which takes seconds
 
 log = logging.getLogger("voxtral.decoding")
 

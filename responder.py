@@ -19,13 +19,14 @@ from answer import Answer, AnswerDone, AnswerEvent, Writer
 from audio_processor import SAMPLE_RATE, AudioFile
 from config import Settings
 from engine.core import Job, PromptTooLong, Sampling
+from engine.job_stream import JobStream
 from metrics import Metrics
 from model_manager import Model, ModelManager
 from model_table import CONTEXT_LENGTH
 from transcript import Conversation, Usage
 
 if TYPE_CHECKING:
-    from engine.worker import JobStream, Worker  # brings torch, which takes seconds
+    from engine.worker import Worker  # brings torch, which takes seconds
 
 LONGEST_SECONDS = CONTEXT_LENGTH * 0.08  # a token of audio is 80 ms
 

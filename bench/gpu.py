@@ -26,7 +26,8 @@ from bench.peers import SAMPLE_RATE, numbers, table
 from engine.backends import load_backend, start_worker
 from engine.backends.base import LoadOptions
 from engine.core import Job, Sampling
-from engine.worker import JobStream, Worker
+from engine.job_stream import JobStream
+from engine.worker import Worker
 
 
 @dataclass(frozen=True)

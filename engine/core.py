@@ -62,6 +62,12 @@ class Sampling:
         """Whether the likeliest token is all that is asked for."""
         return self == Sampling(top_p=self.top_p, top_k=self.top_k, min_p=self.min_p, seed=self.seed)
 
+    def check_tokens(self, known: int) -> None:
+        """Raises PromptInvalid for a bias of a token that a vocabulary of `known` does not have."""
+        for token, _ in self.logit_bias:
+            if not 0 <= token < known:
+                raise PromptInvalid(f"logit_bias names the token {token}; this model has {known}.", "logit_bias")
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -13,38 +13,58 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import VoxtralConfig, VoxtralForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import apply_renamings
 
 from engine.quantization import Activations, Int4Linear, Int8Linear, QuantizedLinear
 
 EMBEDDING = "embed_tokens.weight"
+NARROW = ".ada_rms_norm."  # layers of 32 channels, which say to the 4B's decoder how long it may wait
 
 
-def load_quantized(folder: Path, bits: int, dtype: torch.dtype) -> VoxtralForConditionalGeneration:
-    """The model in `folder` with linear layers of `bits` bits (8 or 4), everything else in `dtype`.
+def load_quantized(kind: type[PreTrainedModel], folder: Path, bits: int, dtype: torch.dtype) -> PreTrainedModel:
+    """The Voxtral of class `kind` in `folder` with linear layers of `bits` bits (8 or 4), everything else in `dtype`.
 
     With 4 bits the encoder and the output layer have 8: the encoder takes its time by arithmetic and not by reading,
     and the choice of a token is made among 131,072 close ones. Token embeddings stay as they are on disk, for only some
     rows of them are ever read. Raises ValueError for weights that are missing or unknown.
     """
-    config = VoxtralConfig.from_pretrained(folder, local_files_only=True)
+    config = kind.config_class.from_pretrained(folder, local_files_only=True)
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
-        model = VoxtralForConditionalGeneration(config)
-    decoder = model.model.language_model
-    decoder.rotary_emb = type(decoder.rotary_emb)(config.text_config)  # computed, not stored
+        model = kind(config)
+    _compute_buffers(model)
     _replace_linears(model, "", bits, Activations())
+    tied = _tied_layers(model)
     renamings = get_model_conversion_mapping(model)
     for name, tensor in _tensors(folder):
-        _put(model, apply_renamings(name, renamings), tensor, dtype)
+        name = apply_renamings(name, renamings)
+        _put(model, name, tensor, dtype)
+        if name in tied:
+            _put(model, tied[name], tensor, dtype)
     missing = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
     missing += [name for name, module in model.named_modules() if _unpacked(module)]
     if missing:
         raise ValueError(f"the checkpoint lacks {', '.join(missing[:3])}")
     trim_heap()
     return model.eval()
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """What is computed and not stored: rotations, and the sines by which the 4B is told of its delay."""
+    inner = model.model
+    for stack in (inner.language_model, inner.audio_tower):
+        if hasattr(stack, "rotary_emb"):
+            stack.rotary_emb = type(stack.rotary_emb)(stack.config)
+    if hasattr(inner, "time_embedding"):
+        inner.time_embedding = type(inner.time_embedding)(model.config.text_config.hidden_size)
+
+
+def _tied_layers(model: PreTrainedModel) -> dict[str, str]:
+    """Stored weights that stand for those of another layer, too: the 4B's embeddings for its output layer."""
+    tied = model._tied_weights_keys if getattr(model.config, "tie_word_embeddings", False) else None
+    return {source: target for target, source in (tied or {}).items()}
 
 
 def trim_heap() -> None:
@@ -57,7 +77,7 @@ def trim_heap() -> None:
 def _replace_linears(module: torch.nn.Module, path: str, bits: int, activations: Activations) -> None:
     for name, child in module.named_children():
         here = f"{path}.{name}"
-        if isinstance(child, torch.nn.Linear):
+        if isinstance(child, torch.nn.Linear) and NARROW not in here:
             few_bits = bits == 4 and ".language_model.layers." in here
             setattr(module, name, Int4Linear(child) if few_bits else Int8Linear(child, activations))
         else:
@@ -76,12 +96,13 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def quantized_bytes(folder: Path, bits: int, dtype: torch.dtype) -> int:
     """About what `load_quantized` will take, from the names and shapes in the files alone."""
-    total = 0
+    sizes: dict[str, int] = {}
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                total += math.prod(opened.get_slice(name).get_shape()) * _bytes_each(name, bits, dtype)
-    return round(total)
+            sizes |= {name: math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    if not any("lm_head" in name for name in sizes):  # the embeddings are packed a second time for it
+        sizes["lm_head"] = sum(size for name, size in sizes.items() if name.endswith(EMBEDDING))
+    return round(sum(size * _bytes_each(name, bits, dtype) for name, size in sizes.items()))
 
 
 def _bytes_each(name: str, bits: int, dtype: torch.dtype) -> float:

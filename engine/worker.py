@@ -5,37 +5,35 @@ with one owner nothing needs a lock and the batch is simply what is there when a
 
     receive -> schedule -> forward -> emit
 
-Requests join and leave between steps. Everything that crosses the border to asyncio does so in `JobStream`: jobs and
-cancellations come in through a queue, tokens go out in one call to the event loop for each step.
+Requests join and leave between steps. Jobs and cancellations come in through a queue, and tokens go out through
+`engine.job_stream` in one call to the event loop for each step.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import queue
 import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import OutOfMemoryError
 
 from engine.backends.base import Backend
 from engine.core import (
-    EngineError,
     EngineStopped,
     Job,
     JobDone,
     JobFailed,
     Prompt,
-    PromptInvalid,
     PromptTooLong,
     Sampling,
     Token,
 )
 from engine.grammar import GrammarMatcher
+from engine.job_stream import JobStream, Outbox
 from engine.loops import LoopDetector
 from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Scheduler
@@ -43,37 +41,6 @@ from engine.scheduler import Scheduler
 log = logging.getLogger("voxtral.engine")
 
 IDLE_SECONDS = 30.0  # after which memory that only running jobs need is given back
-
-
-class JobStream:
-    """The tokens of one job as an async iterator. After its end `done` tells how it ended."""
-
-    def __init__(self, job: Job, owner: Hashable, worker: Worker) -> None:
-        self.job, self.owner = job, owner
-        self.audio_tokens = worker.audio_tokens(job)
-        self.done: JobDone | None = None
-        self.loop = asyncio.get_running_loop()
-        self.arrived: asyncio.Queue[Token | JobDone | EngineError] = asyncio.Queue()
-        self._worker = worker
-
-    def __aiter__(self) -> JobStream:
-        return self
-
-    async def __anext__(self) -> Token:
-        if self.done:
-            raise StopAsyncIteration
-        item = await self.arrived.get()
-        if isinstance(item, Token):
-            return item
-        if isinstance(item, EngineError):
-            raise item
-        self.done = item
-        raise StopAsyncIteration
-
-    def cancel(self) -> None:
-        """Leave the batch before its next step. Safe at any time, also after the end."""
-        if not self.done:
-            self._worker.cancel(self)
 
 
 @dataclass(eq=False)
@@ -98,7 +65,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[tuple[Literal["submit", "cancel", "close"], JobStream | None]] = (
             queue.SimpleQueue()
         )
-        self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[JobStream, Any]]] = {}
+        self._outbox = Outbox()
         self._closing = False
         self.busy_seconds = 0.0  # spent on jobs, not on waiting for them
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
@@ -136,10 +103,7 @@ class Worker:
     def check(self, prompt: Prompt, audio_tokens: int, max_tokens: int, sampling: Sampling) -> None:
         """Raises PromptTooLong when prompt, audio and answer are more than the model's context, and PromptInvalid for
         a bias of a token that it does not have."""
-        known = self.backend.tokenizer.vocabulary_size
-        for token, _ in sampling.logit_bias:
-            if not 0 <= token < known:
-                raise PromptInvalid(f"logit_bias names the token {token}; this model has {known}.", "logit_bias")
+        sampling.check_tokens(self.backend.tokenizer.vocabulary_size)
         needed = prompt.text_tokens + audio_tokens + max_tokens
         if needed > self.backend.context_length:
             raise PromptTooLong(
@@ -166,15 +130,15 @@ class Worker:
                 if not self._align_next():
                     self._prefill_waiting()
                 self._decode_step()
-                self._emit()
+                self._outbox.send()
                 self.busy_seconds += time.monotonic() - started
         except BaseException:
             log.exception("the inference thread died; the model is loaded again at the next request")
         finally:
             self._closing = True
             for stream in self._left():
-                self._put(stream, EngineStopped("The model was unloaded while the request was at work."))
-            self._emit()
+                self._outbox.put(stream, EngineStopped("The model was unloaded while the request was at work."))
+            self._outbox.send()
 
     def _left(self) -> list[JobStream]:
         """The jobs that have not ended, found without the backend, which may be what died."""
@@ -204,7 +168,7 @@ class Worker:
     def _audit(self) -> None:
         """Nothing runs, so nothing may be left: a leak must show itself here and not after a week."""
         if self._active or self._outbox:
-            raise AssertionError(f"idle with {len(self._active)} active jobs and {len(self._outbox)} unsent results")
+            raise AssertionError(f"idle with {len(self._active)} active jobs, or with unsent results")
 
     def _prefill_waiting(self) -> None:
         streams = self._scheduler.admit()
@@ -276,7 +240,7 @@ class Worker:
         row.last, row.count = chosen, row.count + 1
         row.ended = self._reason_to_end(row)
         if row.ended != "stop":
-            self._put(row.stream, row.last)
+            self._outbox.put(row.stream, row.last)
             row.written.append(row.last.id)
         if row.ended and not self._is_timed(row):
             self._finish(row)
@@ -298,13 +262,15 @@ class Worker:
     def _finish(self, row: _Active, spans: Sequence[tuple[int, int]] = ()) -> None:
         text_tokens, audio_tokens = row.stream.job.prompt.text_tokens, row.stream.audio_tokens
         assert row.ended
-        self._put(row.stream, JobDone(row.ended, text_tokens, audio_tokens, row.count, row.no_speech_prob, spans))
+        self._outbox.put(
+            row.stream, JobDone(row.ended, text_tokens, audio_tokens, row.count, row.no_speech_prob, spans)
+        )
         self._retire(row.stream)
 
     def _fail(self, streams: list[JobStream], error: Exception) -> None:
         log.error("%d jobs failed", len(streams), exc_info=error)
         for stream in streams:
-            self._put(stream, JobFailed(f"The model failed on this audio: {type(error).__name__}: {error}"))
+            self._outbox.put(stream, JobFailed(f"The model failed on this audio: {type(error).__name__}: {error}"))
             self._retire(stream)
 
     def _retire(self, stream: JobStream) -> None:
@@ -312,19 +278,3 @@ class Worker:
         move = self._scheduler.remove(stream)
         if move:
             self.backend.move_row(move.source, move.target)
-
-    def _put(self, stream: JobStream, item: Token | JobDone | EngineError) -> None:
-        self._outbox.setdefault(stream.loop, []).append((stream, item))
-
-    def _emit(self) -> None:
-        for loop, items in self._outbox.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, items)
-            except RuntimeError:
-                log.debug("%d results came after their event loop had closed", len(items))
-        self._outbox = {}
-
-
-def _deliver(items: list[tuple[JobStream, Any]]) -> None:
-    for stream, item in items:
-        stream.arrived.put_nowait(item)

@@ -24,8 +24,9 @@ from engine.backends import voxtral as voxtral_module
 from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
 from engine.core import Job, JobFailed, Sampling
+from engine.job_stream import JobStream
 from engine.quantization import supported
-from engine.worker import JobStream, Worker
+from engine.worker import Worker
 from tests.speech import clip
 
 NAMES = ("voice_en-us", "short_0", "dense_0", "gain-20", "voice_en-gb", "sparse_0", "voice_en-us+m1", "short_1")

@@ -19,10 +19,11 @@ from engine.backends import load_backend
 from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
 from engine.core import EngineStopped, Job, JobFailed, PromptTooLong, Sampling, Token
+from engine.job_stream import JobStream
 from engine.sampling import Sampler
 from engine.steps import GraphSteps
 from engine.tokenizer import TextDecoder
-from engine.worker import JobStream, Worker
+from engine.worker import Worker
 from instructions import instructed
 from tests.graphs import stand_in_for_cuda_graphs
 from tests.scripted import ScriptedBackend

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import VoxtralForConditionalGeneration
 
 from config import DEMO_MODEL
-from engine.backends import load_backend
+from engine.backends import load_backend, memory_needed
 from engine.backends.base import LoadOptions
-from engine.backends.voxtral import VoxtralBackend
 from engine.core import Job, Sampling
 from engine.quantization import FEW_ROWS, Int4Linear, Int8Linear, QuantizedLinear, supported, unpack_int4
 from engine.tokenizer import TextDecoder
@@ -117,7 +117,7 @@ def test_loaded_weights_take_as_much_as_was_foreseen() -> None:
     for quantization in ("int8", "int4"):
         options = LoadOptions("cpu", "float32", 8, quantization)
         backend = load_backend("transformers", DEMO_MODEL, options)
-        assert math.isclose(VoxtralBackend.memory_needed(DEMO_MODEL, options), backend.memory_bytes, rel_tol=0.1)
+        assert math.isclose(memory_needed(DEMO_MODEL, options), backend.memory_bytes, rel_tol=0.1)
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     del weights["language_model.lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="the checkpoint lacks lm_head"):
-        load_quantized(tmp_path, 8, torch.float32)
+        load_quantized(VoxtralForConditionalGeneration, tmp_path, 8, torch.float32)
     save_file({"language_model.model.layers.99.mlp.up_proj.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="which Voxtral has not"):
-        load_quantized(tmp_path, 8, torch.float32)
+        load_quantized(VoxtralForConditionalGeneration, tmp_path, 8, torch.float32)

@@ -16,7 +16,6 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, VoxtralForConditionalGeneration
 
-from engine import quantization
 from engine.alignment import token_spans
 from engine.attention import WATCHED_SDPA, AudioWatch
 from engine.backends.base import LoadOptions
@@ -24,12 +23,12 @@ from engine.core import Job
 from engine.devices import free_memory, release_unused, to_device
 from engine.features import WINDOW_SAMPLES, LogMel, window_count
 from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView, TextView
+from engine.loading import Placement, load_model, memory_bytes
 from engine.scheduler import Limits, Size
 from engine.steps import ExactSteps, GraphSteps, RoundedSteps, rounded
 from engine.tokenizer import VoxtralTokenizer
-from engine.weights import load_quantized, quantized_bytes, trim_heap
+from engine.weights import trim_heap
 
-BITS = {"int8": 8, "int4": 4}
 CONTEXT_LENGTH = 32_768  # tokens; what Voxtral's card promises, a quarter of the positions in its config.json
 USUAL_POSITIONS = 4096  # of a row of a fixed cache: more than the longest chunk and its text
 CACHE_SHARE = 0.8  # of the memory that is free beside the weights; the rest is for prefills
@@ -49,30 +48,25 @@ ONE_BY_ONE, MANY_AT_ONCE = Batching(8, 0, 2), Batching(64, 4096, 10)
 
 class VoxtralBackend:
     def __init__(self, folder: Path, options: LoadOptions) -> None:
-        self.device = pick_device(options.device)
-        self._dtype = pick_dtype(options.dtype, self.device)
-        kind = pick_quantization(options.quantization, self.device)
+        placement = Placement.of(options)
+        self.device, self._dtype = placement.device, placement.dtype
         self.tokenizer = VoxtralTokenizer(folder)
         self._tensor_device = torch.device(self.device)
         self._mel = LogMel(folder, self._tensor_device)
-        self._model = load_model(folder, kind, self._dtype).to(self._tensor_device)
+        self._model = load_model(VoxtralForConditionalGeneration, folder, placement)
         self._decoder = self._model.model.language_model
         self._decoder.config._attn_implementation = WATCHED_SDPA
         audio, text = self._model.config.audio_config, self._model.config.text_config
         # Two frames make an encoder position, and the projector joins as many positions as fill its input.
         self._tokens_per_window = audio.max_source_positions * audio.hidden_size // audio.intermediate_size
-        self.memory_bytes = sum(
-            tensor.numel() * tensor.element_size() for tensor in (*self._model.parameters(), *self._model.buffers())
-        )
+        self.memory_bytes = memory_bytes(self._model)
         self.context_length = min(CONTEXT_LENGTH, text.max_position_embeddings)
         self._fixed = bool(options.positions) or self.device == "cuda"
         if self._fixed:
             self._prepare_fixed(text, options)
         else:
             self._prepare_growing(text, options)
-        self.description = (
-            f"{self.memory_bytes / 1e6:,.0f} MB of weights, {self.device}, {self._dtype}, quantization {kind}"
-        )
+        self.description = f"{self.memory_bytes / 1e6:,.0f} MB of weights, {placement}"
 
     def _prepare_growing(self, config: LlamaConfig, options: LoadOptions) -> None:
         rows = options.rows or ONE_BY_ONE.rows
@@ -95,16 +89,6 @@ class VoxtralBackend:
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # keys and values of one
         fit = int(CACHE_SHARE * free_memory(self._tensor_device)) // (numbers * self._dtype.itemsize)
         return min(fit, max(rows * USUAL_POSITIONS, self.context_length))
-
-    @staticmethod
-    def memory_needed(folder: Path, options: LoadOptions) -> int:
-        """Bytes of the weights once loaded, a little too many where they are quantized. On disk they are bfloat16."""
-        device = pick_device(options.device)
-        dtype, kind = pick_dtype(options.dtype, device), pick_quantization(options.quantization, device)
-        if kind != "none":
-            return quantized_bytes(folder, BITS[kind], dtype)
-        stored = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-        return stored * dtype.itemsize // 2
 
     def audio_tokens(self, samples: int) -> int:
         return window_count(samples) * self._tokens_per_window
@@ -221,44 +205,3 @@ class VoxtralBackend:
                 hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache, watch=watch
             )
         return self._decoder.norm(hidden)
-
-
-def load_model(folder: Path, kind: str, dtype: torch.dtype) -> VoxtralForConditionalGeneration:
-    if kind != "none":
-        return load_quantized(folder, BITS[kind], dtype)
-    return VoxtralForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    ).eval()
-
-
-def pick_device(wanted: str) -> str:
-    """CUDA, else MPS, else CPU; or the one that is wanted, if it is there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted != "auto":
-        if not there[wanted]:
-            raise ValueError(f"VOXTRAL_DEVICE={wanted}, but this machine has none. Set it to auto.")
-        return wanted
-    return next(device for device, present in there.items() if present)
-
-
-def pick_dtype(wanted: str, device: str) -> torch.dtype:
-    """bfloat16 where the device multiplies in it, else float32: emulated bfloat16 is several times slower."""
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device == "mps":
-        return torch.bfloat16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-
-
-def pick_quantization(wanted: str, device: str) -> str:
-    """int8 on a CPU that multiplies in it, else none; or what is wanted, if it can be had."""
-    possible = device == "cpu" and quantization.supported()
-    if wanted == "auto":
-        return "int8" if possible else "none"
-    if wanted != "none" and not possible:
-        raise ValueError(
-            f"VOXTRAL_QUANTIZATION={wanted} is for x86 CPUs, and the model is on {device}. Set it to none."
-        )
-    return wanted
