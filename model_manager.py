@@ -20,7 +20,7 @@ from mistral_common.exceptions import MistralCommonException
 from safetensors import SafetensorError
 
 from config import Settings
-from engine.backends import load_backend, memory_needed, start_worker
+from engine.backends import backend_of, load_backend, memory_needed, start_worker
 from engine.backends.base import LoadOptions
 from model_store import Download, ModelStore, fingerprint, valid_repository
 from model_table import MODELS, ModelSpec, Names, model_spec
@@ -123,7 +123,8 @@ class Model:
         with _explained(self.spec):
             await self.unload()  # a worker that died holds its memory still
             self.fingerprint = await asyncio.to_thread(fingerprint, folder)
-            backend = await asyncio.to_thread(load_backend, self.spec.backend, folder, options)
+            kind = await asyncio.to_thread(backend_of, folder)
+            backend = await asyncio.to_thread(load_backend, kind, folder, options)
         self.load_error = None
         self._worker = start_worker(backend)
         self.last_used = time.monotonic()
@@ -211,7 +212,7 @@ class ModelManager:
         if not self._settings.model_memory_gb or not (folder := model.folder):
             return
         with _explained(model.spec):
-            needed = await asyncio.to_thread(memory_needed, model.spec.backend, folder, self._options)
+            needed = await asyncio.to_thread(memory_needed, folder, self._options)
         budget = self._settings.model_memory_gb * 1e9
         while needed + sum(other.loaded.backend.memory_bytes for other in self.loaded if other.loaded) > budget:
             idle = self._longest_unused()

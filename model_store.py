@@ -28,17 +28,19 @@ from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from config import Settings
+from engine.backends import MODEL_TYPES, backend_of
 from model_table import ModelSpec
 
 log = logging.getLogger("voxtral.models")
 
-# Everything that the transformers backend reads. The Hub repositories also hold `consolidated.safetensors`, all
+# One of these says how audio is prepared; the 4B's repository has the second.
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+# Everything that the transformers backends read. The Hub repositories also hold `consolidated.safetensors`, all
 # weights a second time in Mistral's own layout.
 FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "tekken.json", "model.safetensors.index.json",
+    "config.json", "generation_config.json", *PREPROCESSORS, "tekken.json", "model.safetensors.index.json",
     "model*.safetensors",
 )  # fmt: skip
-ARCHITECTURE = "voxtral"  # `model_type` in config.json
 HASH_BLOCK_BYTES = 1 << 22
 
 
@@ -150,9 +152,10 @@ class ModelStore:
     def _check_architecture(self, spec: ModelSpec) -> None:
         """Look at config.json before gigabytes are fetched that nothing here could load."""
         folder = Path(self._snapshot(spec, ("config.json",), tqdm_class=_silent_bar(lambda _: None)))
-        if model_type(folder) != ARCHITECTURE:
+        if backend_of(folder) is None:
             raise DownloadFailed(
-                "unknown", f"{spec.id} is not a Voxtral model: its config.json names no model_type '{ARCHITECTURE}'."
+                "unknown",
+                f"{spec.id} is not a Voxtral model: its config.json names none of the types {', '.join(MODEL_TYPES)}.",
             )
 
     def _check_disk(self, needed: int) -> None:
@@ -178,8 +181,8 @@ def missing_files(folder: Path) -> list[str]:
     weights = ["model.safetensors"]
     if index.exists():
         weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    needed = ["config.json", "preprocessor_config.json", "tekken.json", *weights]
-    return [name for name in needed if not (folder / name).exists()]
+    missing = [name for name in ("config.json", "tekken.json", *weights) if not (folder / name).exists()]
+    return missing if any((folder / name).exists() for name in PREPROCESSORS) else [*missing, PREPROCESSORS[0]]
 
 
 def fingerprint(folder: Path) -> str:
@@ -189,15 +192,8 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
-def model_type(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
 def is_complete(folder: Path) -> bool:
-    return model_type(folder) == ARCHITECTURE and not missing_files(folder)
+    return backend_of(folder) is not None and not missing_files(folder)
 
 
 def valid_repository(name: str) -> bool:

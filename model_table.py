@@ -14,6 +14,7 @@ from config import DEMO_MODEL
 
 CONTEXT_LENGTH = 32_768  # tokens that every Voxtral is published with; a loaded model may have fewer
 LANGUAGES = ("en", "es", "fr", "pt", "hi", "de", "nl", "it", "ar")
+REALTIME_LANGUAGES = (*LANGUAGES, "ru", "zh", "ja", "ko")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,6 @@ class ModelSpec:
     revision: str
     created: int  # Unix time of its publication
     aliases: tuple[str, ...] = ()
-    backend: str = "transformers"
     languages: tuple[str, ...] = LANGUAGES
     folder: Path | None = None  # on disk already, outside the Hugging Face cache
 
@@ -46,6 +46,13 @@ MODELS = (
         "mistralai/Voxtral-Small-24B-2507", "mistralai/Voxtral-Small-24B-2507",
         "da5b42409f279fdd92febee0511a6c32828569c1", 1_751_414_400,
         ("voxtral-small", "voxtral-small-2507", "voxtral-small-24b", "Voxtral-Small-24B-2507"),
+    ),
+    ModelSpec(
+        "mistralai/Voxtral-Mini-4B-Realtime-2602", "mistralai/Voxtral-Mini-4B-Realtime-2602",
+        "2769294da9567371363522aac9bbcfdd19447add", 1_770_163_200,
+        ("voxtral-realtime", "voxtral-mini-realtime", "voxtral-mini-4b-realtime", "Voxtral-Mini-4B-Realtime-2602",
+         "voxtral-mini-transcribe-realtime-2602", "voxtral-mini-realtime-latest", "voxtral-mini-realtime-2602"),
+        languages=REALTIME_LANGUAGES,
     ),
 )  # fmt: skip
 # The demo answers to Voxtral Mini's names too, so that a client can be tried before 9.4 GB are fetched.

@@ -34,10 +34,10 @@ class Sampler:
         prompt: tuple[int, ...] = (),
         grammar: Grammar | None = None,
         keywords: KeywordTree | None = None,
+        silent: frozenset[int] = frozenset(),
     ) -> None:
-        self.sampling = sampling
-        # Whether this takes the likeliest token whatever came before, and tells of no other.
-        self.plain = sampling.plain and not grammar and not keywords
+        """`silent`: tokens that are no text, which penalties and keywords do not see."""
+        self.sampling, self._silent = sampling, silent
         self._keywords = KeywordBias(keywords) if keywords else None
         self._end_of_text, self._grammar = end_of_text, grammar
         self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.long)
@@ -50,14 +50,26 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed % 2**63)
 
+    @property
+    def plain(self) -> bool:
+        """Whether this takes the likeliest token whatever came before, and tells of no other."""
+        return self.sampling.plain and not self._grammar and not self._keywords
+
+    def expect(self, keywords: KeywordTree | None, after: int | None) -> None:
+        """Other keywords from here on; `after`: the text's last token, None at its beginning."""
+        self._keywords = KeywordBias(keywords) if keywords else None
+        if self._keywords and after is not None:
+            self._keywords.accept(after)
+
     def choose(self, logits: torch.Tensor, total: torch.Tensor | None = None) -> int:
         """A token id from logits (vocabulary,) on the CPU, and `total`, their logsumexp, where it is known already."""
-        if self._keywords:
+        if self._keywords and int(logits.argmax()) not in self._silent:  # else the doubt is whether there is text
             logits = self._expecting(self._keywords, logits, logits.logsumexp(-1) if total is None else total)
         token = self._draw(self._adjusted(logits))
-        self._counts[token] += 1
-        if self._keywords:
-            self._keywords.accept(token)
+        if token not in self._silent:
+            self._counts[token] += 1
+            if self._keywords:
+                self._keywords.accept(token)
         if self._grammar:
             self._grammar.accept(token)
         return token

@@ -6,34 +6,54 @@ Both are imported only when they are asked for, because torch takes seconds and 
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.backends.base import Backend, LoadOptions
 
 if TYPE_CHECKING:
+    from engine.backends.voxtral_realtime import RealtimeBackend
+    from engine.live_worker import LiveWorker
     from engine.worker import Worker
 
 BACKENDS = {
     "transformers": ("engine.backends.voxtral", "VoxtralBackend"),
+    "realtime": ("engine.backends.voxtral_realtime", "RealtimeBackend"),
 }
+# Which of them runs a model, by the `model_type` in its config.json.
+MODEL_TYPES = {"voxtral": "transformers", "voxtral_realtime": "realtime"}
 
 
-def load_backend(name: str, folder: Path, options: LoadOptions) -> Backend:
+def backend_of(folder: Path) -> str | None:
+    """The backend that runs the model in `folder`; None for a folder that holds no Voxtral."""
+    try:
+        return MODEL_TYPES.get(json.loads((folder / "config.json").read_text()).get("model_type"))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def load_backend(name: str | None, folder: Path, options: LoadOptions) -> Backend | RealtimeBackend:
     """Load the model in `folder`. Takes seconds to minutes; raises OSError, ValueError or RuntimeError."""
-    return _backend_class(name)(folder, options)
+    if name is None:
+        raise ValueError(f"config.json names none of the model types {', '.join(MODEL_TYPES)}")
+    return _imported(*BACKENDS[name])(folder, options)
 
 
-def start_worker(backend: Backend) -> Worker:
-    """Give a loaded model its inference thread."""
-    return importlib.import_module("engine.worker").Worker(backend)
+def start_worker(backend: Backend | RealtimeBackend) -> Worker | LiveWorker:
+    """Give a loaded model its inference thread. One that has `open` hears live."""
+    live = hasattr(backend, "hear")
+    return (
+        _imported("engine.live_worker", "LiveWorker")(backend)
+        if live
+        else _imported("engine.worker", "Worker")(backend)
+    )
 
 
-def memory_needed(name: str, folder: Path, options: LoadOptions) -> int:
+def memory_needed(folder: Path, options: LoadOptions) -> int:
     """Bytes that the weights of the model in `folder` will take."""
-    return _backend_class(name).memory_needed(folder, options)
+    return _imported("engine.loading", "memory_needed")(folder, options)
 
 
-def _backend_class(name: str) -> Any:
-    module, class_name = BACKENDS[name]
-    return getattr(importlib.import_module(module), class_name)
+def _imported(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
