@@ -16,7 +16,6 @@ from transcriber import Transcriber
 
 if TYPE_CHECKING:
     from engine.live_worker import LiveWorker  # these bring torch, which takes seconds
-
     from engine.worker import Worker
 
 
