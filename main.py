@@ -21,10 +21,12 @@ from starlette.types import ASGIApp
 import logs
 from admission import Admission
 from api import BODIES, ROUTERS, UNVERSIONED_ROUTERS, errors, openapi
-from api.edge import DOCS_ASSETS, LimitRate, RequestId, RequireKey, TrustedHosts
+from api.edge import DOCS_ASSETS, CheckOrigin, LimitRate, RequestId, RequireKey, SocketKey, TrustedHosts
+from api.realtime import MOST_MESSAGE_BYTES
 from api.remote import RemoteAudio
 from api.service import Service
 from api.uploads import BodyLimit
+from client_secrets import ClientSecrets
 from config import DEMO_MODEL, ConfigError, Settings, load_settings
 from live_sessions import LiveSessions
 from metrics import Gauges, Metrics
@@ -69,8 +71,9 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
         static_url=DOCS_ASSETS,
         generate_unique_id_function=lambda route: route.name,
     )
+    secrets = ClientSecrets()
     app.state.service = Service(
-        settings, models, transcriber, responder, live, admission, metrics, RemoteAudio(settings)
+        settings, models, transcriber, responder, live, admission, metrics, RemoteAudio(settings), secrets
     )
     metrics.registry.register(_gauges(models, admission, live))
     for router in ROUTERS:
@@ -82,18 +85,25 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
         app.include_router(router)
     errors.install(app)
     openapi.install(app, BODIES, with_keys=bool(settings.api_keys))
+    _surround(app, settings, secrets)
+    return RequestId(app, metrics)  # around everything, so that an answer to an unforeseen error has an id too
+
+
+def _surround(app: FastAPI, settings: Settings, secrets: ClientSecrets) -> None:
+    """What a request passes before its route; the last one comes first."""
     app.add_middleware(BodyLimit, limit_mb=settings.max_audio_size_mb)
     if settings.requests_per_minute:
         app.add_middleware(LimitRate, per_minute=settings.requests_per_minute, by_key=bool(settings.api_keys))
     if settings.api_keys:
-        app.add_middleware(RequireKey, keys=settings.api_keys)
+        app.add_middleware(RequireKey, keys=settings.api_keys, secrets=secrets)
     if settings.cors_origins:  # outside the keys: browsers ask for permission without one
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
             expose_headers=["x-request-id"],
         )  # fmt: skip
+    app.add_middleware(CheckOrigin, allowed=settings.cors_origins)
     app.add_middleware(TrustedHosts, names=settings.trusted_hosts)
-    return RequestId(app, metrics)  # around everything, so that an answer to an unforeseen error has an id too
+    app.add_middleware(SocketKey)
 
 
 def _gauges(models: ModelManager, admission: Admission, live: LiveSessions) -> Gauges:
@@ -193,7 +203,9 @@ def main(arguments: list[str]) -> int:
     shown = f"[{host}]" if ":" in host else host
     print(f"Voxtral Local listens on http://{shown}:{port} (model {settings.voxtral_model_id})", flush=True)
     # "on": a start that fails ends the server, where "auto" would serve 500s.
-    config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+    # Messages are not compressed: most are raw audio in base64, which takes long and gains little.
+    sockets = {"ws_max_size": MOST_MESSAGE_BYTES, "ws_per_message_deflate": False}
+    config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS, **sockets)
     uvicorn.Server(config).run(sockets=[listening])
     return 0
 

@@ -34,8 +34,9 @@ class ModelSpec:
 
 # Clients that were written for other servers ask for these; whichever model is served answers to them.
 CLIENT_ALIASES = (
-    "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe", "voxtral", "voxtral-local",
-    "voxtral-mini-latest", "voxtral-small-latest", "voxtral-mini-2602",
+    "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe", "gpt-live-transcribe",
+    "gpt-realtime-whisper", "voxtral", "voxtral-local", "voxtral-mini-latest", "voxtral-small-latest",
+    "voxtral-mini-2602",
 )  # fmt: skip
 MODELS = (
     ModelSpec(

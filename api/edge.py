@@ -1,4 +1,7 @@
-"""What every request passes on its way in and out: its id, the count of its answer, its key and its client's rate."""
+"""What every request passes on its way in and out: its id, the count of its answer, its key and its client's rate.
+
+A WebSocket is asked for as a request is, and refused as one; what passes it afterwards is api/realtime.py's.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import hmac
 import math
 import re
 import uuid
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,10 +18,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import logs
 from admission import RequestRate
 from api.errors import ApiError, answer
+from client_secrets import ClientSecrets
 from metrics import Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PORT = re.compile(r":\d*$")
+REQUESTS = ("http", "websocket")
+ANSWERS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
+SWITCHING_PROTOCOLS = 101
+KEY_PROTOCOL = "openai-insecure-api-key."
+KEY_PARAMETER = "access_token"  # RFC 6750, section 2.3
 SANE_ID = re.compile(r"[\w.:-]{1,128}")
 # Open without a key: probes of load balancers, and the documentation, which holds nothing secret.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
@@ -32,7 +42,7 @@ class RequestId:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in REQUESTS:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
@@ -40,12 +50,12 @@ class RequestId:
         logs.request_id.set(request_id)
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ANSWERS:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
                 # The route's pattern and the usual methods: what clients can make up would be without number.
-                route = getattr(scope.get("route"), "path", "none")
-                method = scope["method"] if scope["method"] in METHODS else "other"
-                self._metrics.requests.labels(method, route, message["status"]).inc()
+                route, asked = getattr(scope.get("route"), "path", "none"), scope.get("method", "GET")
+                method = asked if asked in METHODS else "other"
+                self._metrics.requests.labels(method, route, message.get("status", SWITCHING_PROTOCOLS)).inc()
             await send(message)
 
         await self._app(scope, receive, send_with_id)
@@ -69,18 +79,60 @@ class TrustedHosts:
         await answer(error)(scope, receive, send)
 
 
+class SocketKey:
+    """Makes a bearer token of a WebSocket's key wherever its client put it: a browser, which can send no header, as the
+    name of a protocol, or in the address, which loses it here, before it is logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            query = parse_qsl(scope["query_string"].decode(), keep_blank_values=True)
+            scope["query_string"] = urlencode([pair for pair in query if pair[0] != KEY_PARAMETER]).encode()
+            named = [name.removeprefix(KEY_PROTOCOL) for name in scope["subprotocols"] if KEY_PROTOCOL in name]
+            keys = named + [value for name, value in query if name == KEY_PARAMETER]
+            if keys and "authorization" not in Headers(scope=scope):
+                MutableHeaders(scope=scope)["authorization"] = f"Bearer {keys[0]}"
+        await self._app(scope, receive, send)
+
+
+class CheckOrigin:
+    """Answers 403 to a WebSocket of a web page that is neither this server's nor of an allowed origin: browsers ask no
+    server whether a page may open one. `*` allows any."""
+
+    def __init__(self, app: ASGIApp, allowed: tuple[str, ...]) -> None:
+        self._app, self._allowed = app, allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket" or self._welcome(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        origin = Headers(scope=scope)["origin"]
+        error = ApiError(
+            403, f"Pages of '{origin}' may not open a socket here. Add it to CORS_ORIGINS.", code="origin_not_allowed"
+        )
+        await answer(error)(scope, receive, send)
+
+    def _welcome(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        own = origin is not None and origin.partition("://")[2] == headers.get("host")
+        return origin is None or own or "*" in self._allowed or origin in self._allowed
+
+
 class RequireKey:
-    """Answers 401 before the body is read, unless the request has one of the keys as its bearer token.
+    """Answers 401 before the body is read, unless the request has one of the keys as its bearer token; a WebSocket may
+    have a client secret, too.
 
     Keys are compared by their SHA-256 in constant time, so that neither their length nor a prefix leaks.
     """
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...], secrets: ClientSecrets) -> None:
+        self._app, self._secrets = app, secrets
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_open(scope) or self._known(Headers(scope=scope)):
+        if scope["type"] not in REQUESTS or _is_open(scope) or self._known(scope):
             await self._app(scope, receive, send)
             return
         error = ApiError(
@@ -91,10 +143,11 @@ class RequireKey:
         )
         await answer(error)(scope, receive, send)
 
-    def _known(self, headers: Headers) -> bool:
-        given = _digest(_bearer(headers))
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, whichever fits
-        return any(matches)
+    def _known(self, scope: Scope) -> bool:
+        given = sent_key(Headers(scope=scope))
+        digest = _digest(given)
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, whichever fits
+        return any(matches) or (scope["type"] == "websocket" and self._secrets.session(given) is not None)
 
 
 class LimitRate:
@@ -106,7 +159,7 @@ class LimitRate:
         self._per_minute, self._rate = per_minute, RequestRate(per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_open(scope) or _watches(scope):
+        if scope["type"] not in REQUESTS or _is_open(scope) or _watches(scope):
             await self._app(scope, receive, send)
             return
         wait = self._rate.enter(self._client(scope))
@@ -128,9 +181,13 @@ class LimitRate:
         return scope["client"][0] if scope["client"] else ""
 
 
+def sent_key(headers: Headers) -> str:
+    return headers.get("authorization", "").removeprefix("Bearer ").strip()
+
+
 def key_digest(headers: Headers) -> str:
     """SHA-256 of the API key that a client has sent, in hexadecimal."""
-    return _digest(_bearer(headers)).hex()
+    return _digest(sent_key(headers)).hex()
 
 
 def _is_open(scope: Scope) -> bool:
@@ -139,11 +196,8 @@ def _is_open(scope: Scope) -> bool:
 
 def _watches(scope: Scope) -> bool:
     """Whether a request only asks how others do; one that is asked every second would leave no rate for them."""
-    return scope["path"] == "/metrics" or (scope["method"] == "GET" and "/transcriptions/" in scope["path"])
-
-
-def _bearer(headers: Headers) -> str:
-    return headers.get("authorization", "").removeprefix("Bearer ").strip()
+    asks = scope.get("method") == "GET" and "/transcriptions/" in scope["path"]
+    return scope["path"] == "/metrics" or asks
 
 
 def _digest(key: str) -> bytes:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from admission import TooManyRequests
 from audio_processor import AudioError
 from engine.core import EngineError, EngineStopped, JobFailed, PromptInvalid, PromptTooLong
+from live import LiveError, LiveErrorCode
 from model_manager import ModelUnavailable
 
 log = logging.getLogger("voxtral.api")
@@ -105,6 +106,11 @@ def _model_unavailable(error: ModelUnavailable) -> ApiError:
     return ApiError(503, str(error), code="model_failed", headers=NO_RETRY)
 
 
+# What the same problems would be in HTTP.
+LIVE_STATUSES: dict[LiveErrorCode, int] = {
+    "too_many_sessions": 429, "backlog_full": 503, "idle": 408, "too_long": 408, "reader_too_slow": 408,
+}  # fmt: skip
+
 DESCRIPTIONS: dict[type, Callable[[Any], ApiError]] = {
     AudioError: _bad_audio,
     ModelUnavailable: _model_unavailable,
@@ -113,6 +119,7 @@ DESCRIPTIONS: dict[type, Callable[[Any], ApiError]] = {
     PromptInvalid: lambda error: invalid(error.param, str(error)),
     PromptTooLong: lambda error: ApiError(400, str(error), param="messages", code="context_length_exceeded"),
     JobFailed: lambda error: ApiError(500, str(error), code="engine_error", headers=NO_RETRY),
+    LiveError: lambda error: ApiError(LIVE_STATUSES.get(error.code, 400), str(error), code=error.code),
     HTTPException: _http_error,
     ClientDisconnect: lambda error: ApiError(CLIENT_GONE, "The client left before its request was whole."),
 }

@@ -22,6 +22,7 @@ from streaming import sse
 
 router = APIRouter()
 
+STREAMING_DELAYS_MS = [{"min": 80, "max": 1200}, {"min": 2400, "max": 2400}]  # of models that write while they hear
 PROGRESS_SECONDS = 0.4  # between two lines of progress; clients are promised two a second at least
 
 
@@ -170,11 +171,12 @@ def describe_model(service: Service, model: Model) -> dict[str, Any]:
         "max_context_length": model.loaded.backend.context_length if model.loaded else CONTEXT_LENGTH,
         "capabilities": {
             "completion_chat": True, "function_calling": True, "audio": True, "audio_transcription": True,
-            "audio_transcription_realtime": False,
+            "audio_transcription_realtime": True,
         },
         "audio_transcription_capabilities": {
-            "modes": ["offline"], "diarization": False, "context_bias": True, "turn_detection": False,
+            "modes": ["offline", "realtime"], "diarization": False, "context_bias": True, "turn_detection": True,
             "timestamp_granularities": ["segment", "word"], "languages": list(spec.languages),
+            "streaming_delays_ms": STREAMING_DELAYS_MS if service.streams(model) else [],
         },
         "downloaded": model.folder is not None,
         "loaded": model.loaded is not None,

@@ -253,3 +253,25 @@ class Readiness(Answer):
     ready: bool
     model: str
     model_state: str
+
+
+class ClientSecret(Answer):
+    value: str = Field(description="the key, in the place of an API key of a realtime socket", examples=["ek_68af296e"])
+    expires_at: int = Field(description="Unix time")
+    session: dict[str, Any] = Field(description="what the session will be, as in `session.created` of the socket")
+
+
+class BetaClientSecret(Answer):
+    value: str
+    expires_at: int
+
+
+class BetaTranscriptionSession(Answer):
+    id: str
+    object: Literal["realtime.transcription_session"]
+    input_audio_format: Literal["pcm16", "g711_ulaw", "g711_alaw"]
+    input_audio_transcription: dict[str, Any]
+    input_audio_noise_reduction: None
+    turn_detection: dict[str, Any] | None
+    include: list[str] | None
+    client_secret: BetaClientSecret

@@ -18,10 +18,13 @@ from admission import Admission
 from api import fields
 from api.edge import key_digest
 from api.errors import CLIENT_GONE, ApiError, describe, invalid
+from api.realtime_dialect import LiveModel
 from api.remote import RemoteAudio
 from api.uploads import sent_audio
 from audio_processor import AudioFile, AudioLimits
+from client_secrets import ClientSecrets
 from config import Settings
+from engine.backends import backend_of
 from live_sessions import LiveSessions
 from metrics import Metrics
 from model_manager import Model, ModelManager
@@ -44,6 +47,7 @@ class Service:
     admission: Admission
     metrics: Metrics
     remote: RemoteAudio
+    secrets: ClientSecrets
 
     def model(self, name: str) -> Model:
         """The model that a client means. Raises ApiError 404 with what there is."""
@@ -56,6 +60,15 @@ class Service:
             param="model",
             code="model_not_found",
         )
+
+    def live_model(self, name: str | None) -> LiveModel:
+        """What a dialect must know of the model that a client means; None: the one that is served."""
+        model = self.model(name) if name else self.models.default
+        return LiveModel(name or model.spec.id, streams=self.streams(model))
+
+    def streams(self, model: Model) -> bool:
+        """Whether a model writes while it hears. Reads the disk."""
+        return model.folder is not None and backend_of(model.folder) == "realtime"
 
     @property
     def subtitle_limits(self) -> SubtitleLimits:

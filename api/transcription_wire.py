@@ -26,7 +26,15 @@ def token_usage(usage: Usage) -> dict[str, Any]:
 
 
 def logprobs(tokens: tuple[TextToken, ...]) -> list[dict[str, Any]]:
-    return [{"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)} for token in tokens]
+    """With the likeliest tokens beside each where those were asked for, which OpenAI has in chats only."""
+
+    def entry(data: bytes, logprob: float) -> dict[str, Any]:
+        return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+    def beside(token: TextToken) -> dict[str, Any]:
+        return {"top_logprobs": [entry(*other) for other in token.top]} if token.top else {}
+
+    return [entry(token.bytes, token.logprob) | beside(token) for token in tokens]
 
 
 def language_codes(language: str | None) -> list[dict[str, str]]:

@@ -39,6 +39,7 @@ LAYERS = (
     ("audio_processor",),
     ("replacements",),
     ("instructions",),
+    ("client_secrets",),
     ("admission", "config", "languages", "logs", "metrics", "progress", "transcript"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import accuracy, alignment, gpu, latency, linear, memory, overhead, quality, throughput
+from bench import accuracy, alignment, gpu, latency, linear, live, memory, overhead, quality, throughput
 from bench.peers import arguments, numbers
 from config import DEMO_MODEL
 from tests.serving import Server
@@ -46,6 +46,13 @@ def test_latency_has_the_crowd_and_the_long_file(server: Server) -> None:
     measured = rows(asyncio.run(latency.measure(args)))
     assert [row[0] for row in measured] == ["2 at once", "beside 20 s"]
     assert all(float(row[2]) <= float(row[4]) for row in measured)
+
+
+def test_live_has_the_lag_of_every_turn(server: Server) -> None:
+    args = live.arguments().parse_args([server.url, "--sessions", "2", "--seconds", "3"])
+    ((sessions, turns, *lags),) = rows(asyncio.run(live.measure(args)))
+    assert (sessions, int(turns) >= 2) == ("2", True)
+    assert all(float(lag) > 0 for lag in lags)
 
 
 def test_a_refused_request_ends_the_bench_and_says_why(server: Server) -> None:

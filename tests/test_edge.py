@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from openai import AuthenticationError, OpenAI
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from api.edge import SocketKey
 from tests.serving import ROOT, Server, clean_environment
+from tests.sockets import Socket, socket
 from tests.speech import clip
 
 URL = "/v1/audio/transcriptions"
@@ -26,6 +33,8 @@ def guarded() -> Iterator[Server]:
         "API_KEYS": "first-key, second-key",
         "CORS_ORIGINS": "https://notes.example",
         "TRUSTED_HOSTS": "127.0.0.1,*.example.org",
+        "REALTIME_MAX_SESSIONS": "1",
+        "REALTIME_IDLE_SECONDS": "1",
     }
     with Server("--demo", **settings) as server:
         yield server
@@ -64,6 +73,86 @@ def test_only_trusted_host_names_are_answered(guarded: Server) -> None:
         refused = guarded.client.get("/health", headers={"Host": host})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "untrusted_host")
         assert refused.headers["x-request-id"]
+
+
+KEY = {"Authorization": "Bearer first-key"}
+
+
+def refused_socket(server: Server, path: str = "/v1/realtime", **options: Any) -> tuple[int, str]:
+    """Status and code of what the handshake is answered with."""
+    with pytest.raises(InvalidStatus) as caught, socket(server, path, **options):
+        pass
+    response = caught.value.response
+    assert response.headers["x-request-id"]
+    return response.status_code, json.loads(response.body)["error"]["code"]
+
+
+def test_a_socket_takes_a_key_wherever_its_client_can_put_one(guarded: Server) -> None:
+    made = guarded.client.post("/v1/realtime/client_secrets", headers=KEY).json()
+    with socket(guarded, additional_headers=KEY) as talk:
+        assert talk.hear()["type"] == "session.created"
+        assert talk.connection.response.headers["x-request-id"].startswith("req_")
+    with socket(guarded, "/v1/realtime?access_token=second-key") as talk:
+        assert talk.hear()["type"] == "session.created"
+    for key in ("first-key", made["value"]):
+        with socket(guarded, subprotocols=["realtime", f"openai-insecure-api-key.{key}"]) as talk:
+            assert talk.hear()["type"] == "session.created"
+            assert talk.connection.subprotocol == "realtime"
+    with socket(guarded, "/v1/audio/transcriptions/realtime", additional_headers=KEY) as talk:
+        assert talk.hear()["type"] == "session.created"
+
+
+def test_a_socket_without_one_of_the_keys_is_refused(guarded: Server) -> None:
+    assert refused_socket(guarded) == (401, "invalid_api_key")
+    assert refused_socket(guarded, "/v1/realtime?access_token=wrong") == (401, "invalid_api_key")
+    assert refused_socket(guarded, subprotocols=["openai-insecure-api-key.wrong"]) == (401, "invalid_api_key")
+    value = guarded.client.post("/v1/realtime/client_secrets", headers=KEY).json()["value"]
+    answer = guarded.client.get("/v1/models", headers={"Authorization": f"Bearer {value}"})
+    assert answer.status_code == 401, "a client secret opens nothing but sockets"
+
+
+def test_a_key_in_the_address_of_a_socket_is_not_there_when_it_is_logged() -> None:
+    seen = {}
+
+    async def app(scope: dict[str, Any], receive: None, send: None) -> None:
+        seen.update(scope)
+
+    query = b"intent=transcription&access_token=se%2Fcret"
+    scope = {"type": "websocket", "query_string": query, "headers": [], "subprotocols": []}
+    asyncio.run(SocketKey(app)(scope, None, None))
+    assert scope["query_string"] == b"intent=transcription"
+    assert seen["headers"] == [(b"authorization", b"Bearer se/cret")]
+
+
+def test_only_pages_of_this_server_or_of_allowed_origins_may_open_a_socket(guarded: Server) -> None:
+    for origin in (guarded.url, "https://notes.example"):
+        with socket(guarded, additional_headers=KEY, origin=origin) as talk:
+            assert talk.hear()["type"] == "session.created"
+    for origin in ("https://evil.example", "null", f"{guarded.url}.evil.example"):
+        refused = refused_socket(guarded, additional_headers=KEY, origin=origin)
+        assert refused == (403, "origin_not_allowed")
+    elsewhere = SimpleNamespace(url=guarded.url.replace("127.0.0.1", "localhost"))
+    assert refused_socket(elsewhere, additional_headers=KEY) == (400, "untrusted_host")
+
+
+def test_one_session_too_many_and_one_that_is_idle_are_told_and_closed(guarded: Server) -> None:
+    append = {"audio": base64.b64encode(bytes(9600)).decode()}
+
+    def closed(talk: Socket) -> tuple[str, int]:
+        error = next(event for event in iter(talk.hear, None) if event["type"] == "error")
+        with pytest.raises(ConnectionClosed) as caught:
+            talk.hear()
+        return error["error"]["code"], caught.value.rcvd.code
+
+    with socket(guarded, additional_headers=KEY) as first, socket(guarded, additional_headers=KEY) as second:
+        first.say("input_audio_buffer.append", **append)
+        guarded.wait_until(lambda health: health["live_sessions"] == 1)
+        second.say("input_audio_buffer.append", **append)
+        assert closed(second) == ("too_many_sessions", 1013)
+        assert closed(first) == ("idle", 1008)
+    with socket(guarded, additional_headers=KEY) as silent:
+        assert closed(silent) == ("idle", 1008)
+    guarded.wait_until(lambda health: health["live_sessions"] == 0)
 
 
 def test_without_allowed_origins_no_web_page_may_read_an_answer(server: Server) -> None:
@@ -131,6 +220,7 @@ def test_without_keys_a_client_is_an_address() -> None:
     with Server("--demo", wait_for_model=False, REQUESTS_PER_MINUTE="1") as server:
         codes = [server.client.get("/v1/models", headers={"Authorization": f"Bearer {i}"}).status_code for i in "ab"]
         assert codes == [200, 429]
+        assert refused_socket(server) == (429, "rate_limit_exceeded")
 
 
 def test_every_line_of_a_json_log_is_an_object_with_the_request_id() -> None:

@@ -24,6 +24,12 @@ class Results(dict[str, Any]):
         assert not (isinstance(result, dict) and "thrown" in result), f"{step}: {result}"
         return result
 
+    def thrown(self, step: str) -> dict[str, str]:
+        """What a step that had to throw has thrown."""
+        result = super().__getitem__(step)
+        assert "thrown" in result, f"{step}: {result}"
+        return result
+
 
 def require(present: bool, what: str) -> None:
     """Skip the test where something is missing; but CI must miss nothing."""

@@ -13,7 +13,7 @@ NODE = Path(__file__).parent / "node"
 BEGIN, END = "<!-- client table: begin -->", "<!-- client table: end -->"
 
 _CHAT = "chat with audio, its stream, tools, JSON schema"
-_MISTRAL = "transcription, segments, words to expect, stream, chat with audio, its stream, models, errors"
+_MISTRAL = "transcription, segments, words to expect, stream, live, chat with audio, its stream, models, errors"
 
 
 def python_pins() -> dict[str, str]:
@@ -42,16 +42,19 @@ class Client:
 ROSTER = (
     Client(
         "openai (Python)", "openai",
-        "transcription and translation in every format, times of words, stream, logprobs, chat with audio, its stream, "
-        "models, errors",
+        "transcription and translation in every format, times of words, stream, logprobs, live (also its beta), client "
+        "secrets, chat with audio, its stream, models, errors",
     ),
-    Client("openai (Node)", "npm:openai", f"transcription (json, verbose_json, vtt), stream, {_CHAT}, models, errors"),
+    Client(
+        "openai (Node)", "npm:openai",
+        f"transcription (json, verbose_json, vtt), stream, live, {_CHAT}, models, errors",
+    ),
     Client("mistralai (Python)", "mistralai", _MISTRAL),
     Client("@mistralai/mistralai (Node)", "npm:@mistralai/mistralai", _MISTRAL),
-    Client("AI SDK with @ai-sdk/openai", "npm:@ai-sdk/openai", f"transcription with segments, {_CHAT}, errors"),
+    Client("AI SDK with @ai-sdk/openai", "npm:@ai-sdk/openai", f"transcription with segments, live, {_CHAT}, errors"),
     Client(
         "AI SDK with @ai-sdk/mistral", "npm:@ai-sdk/mistral",
-        "transcription with segments, chat (it sends no audio), tools, JSON schema, errors",
+        "transcription with segments, live, chat (it sends no audio), tools, JSON schema, errors",
     ),
     Client("AI SDK with @ai-sdk/openai-compatible", "npm:@ai-sdk/openai-compatible", f"{_CHAT}, errors"),
     Client(

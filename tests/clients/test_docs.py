@@ -1,4 +1,4 @@
-"""Every snippet of docs/clients.md runs as it stands and prints the words of `recording.wav`."""
+"""Every snippet of docs/clients.md and docs/realtime.md runs as it stands and prints the words of `recording.wav`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from tests.serving import Server
 from tests.speech import assert_heard, clip
 
 ADDRESS = "http://127.0.0.1:11344"
-SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/clients.md").read_text(), re.DOTALL | re.M))
+SOCKET = "ws://127.0.0.1:11344"
+CLIENTS = [client.name for client in ROSTER]
+
+
+def sections(page: str) -> dict[str, str]:
+    return dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.DOTALL | re.M))
+
+
 SNIPPETS = [
-    pytest.param(client, kind, code, id=client, marks=pytest.mark.client(client))
-    for client, section in SECTIONS.items()
+    pytest.param(client, kind, code, id=f"{client} {page}", marks=[pytest.mark.client(client)] * (client in CLIENTS))
+    for page in ("docs/clients.md", "docs/realtime.md")
+    for client, section in sections(page).items()
     for kind, code in re.findall(r"^```(\w+)\n(.*?)^```", section, re.DOTALL | re.M)
 ]
 
@@ -44,7 +52,7 @@ def test_a_snippet_of_the_documentation_prints_what_was_said(
     server: Server, folder: Path, client: str, kind: str, code: str
 ) -> None:
     script = folder / ("snippet.mjs" if kind == "js" else "snippet")
-    script.write_text(code.replace(ADDRESS, server.url))
+    script.write_text(code.replace(ADDRESS, server.url).replace(SOCKET, server.url.replace("http", "ws")))
     printed = output(command(client, kind, script), folder)
     if client == "curl":
         assert re.search(r"00:00:0\d,\d{3} --> ", printed)
@@ -56,4 +64,4 @@ def test_a_snippet_of_the_documentation_prints_what_was_said(
 
 
 def test_every_client_has_its_section() -> None:
-    assert list(SECTIONS) == [client.name for client in ROSTER]
+    assert list(sections("docs/clients.md")) == CLIENTS

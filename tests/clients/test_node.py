@@ -112,6 +112,24 @@ def test_openai_names_the_wrong_field_in_its_own_error(openai: Results) -> None:
     assert error["requestID"].startswith("req_")
 
 
+@with_openai
+def test_openai_transcribes_live(openai: Results) -> None:
+    *events, completed = openai["live"]
+    assert completed["transcript"] == "".join(event.get("delta", "") for event in events)
+    assert_heard(WORDS, completed["transcript"])
+    refused = openai.thrown("live_refused")
+    assert refused == {"thrown": "unsupported_value", "message": "session.audio.input.noise_reduction"}
+
+
+@with_mistral
+def test_mistral_transcribes_live(mistral: Results) -> None:
+    *events, done = mistral["live"]
+    assert (events[0]["type"], done["type"]) == ("session.created", "transcription.done")
+    assert done["text"] == "".join(event["text"] for event in events if event["type"] == "transcription.text.delta")
+    assert_heard(WORDS, done["text"])
+    assert "voxtral-none" in mistral.thrown("live_refused")["message"]
+
+
 @with_mistral
 def test_mistral_transcribes_with_segments_where_it_asks_for_them(mistral: Results) -> None:
     assert_heard(WORDS, mistral["transcription"]["text"])
@@ -158,6 +176,13 @@ def test_the_ai_sdk_transcribes_with_segments(ai_sdk: Results) -> None:
     assert_heard(WORDS, answer["text"])
     assert (answer["language"], answer["durationInSeconds"]) == ("en", 5)
     assert " ".join(segment["text"] for segment in answer["segments"]) == answer["text"]
+
+
+@providers("openai", "mistral")
+def test_the_ai_sdk_transcribes_live(ai_sdk: Results) -> None:
+    answer = ai_sdk["live"]
+    assert_heard(WORDS, answer["text"])
+    assert "".join(answer["deltas"]) == answer["text"]
 
 
 @providers("openai", "openai-compatible")

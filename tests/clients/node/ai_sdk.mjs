@@ -2,9 +2,11 @@
 import { createMistral } from "@ai-sdk/mistral";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, jsonSchema, Output, streamText, tool, transcribe } from "ai";
+import {
+  experimental_streamTranscribe as streamTranscribe, generateText, jsonSchema, Output, streamText, tool, transcribe,
+} from "ai";
 
-import { audio, collect, refusal, report, serverURL } from "./steps.mjs";
+import { audio, collect, pcm, refusal, report, serverURL } from "./steps.mjs";
 
 const baseURL = `${serverURL}/v1`;
 const hear = { role: "user", content: [{ type: "file", data: audio, mediaType: "audio/wav" }] };
@@ -53,17 +55,38 @@ const transcribing = (model, refused) => ({
   refused: () => refusal(() => transcribe({ model, audio, maxRetries: 0, providerOptions: refused }), error),
 });
 
+const transcribingLive = (model) => ({
+  live: async () => {
+    const pieces = new ReadableStream({
+      start(controller) {
+        for (let start = 0; start < pcm.length; start += 16000) controller.enqueue(pcm.subarray(start, start + 16000));
+        controller.close();
+      },
+    });
+    const result = streamTranscribe({ model, audio: pieces, inputAudioFormat: { type: "audio/pcm", rate: 16000 } });
+    const deltas = (await collect(result.fullStream)).filter(({ type }) => type === "transcript-delta");
+    const [text, segments] = [await result.text, await result.segments];
+    return { deltas: deltas.map(({ delta }) => delta), text, segments };
+  },
+});
+
 const providers = {
   openai() {
     const openai = createOpenAI({ baseURL, apiKey: "none" });
     const refused = { openai: { language: "klingon" } };
-    return { ...transcribing(openai.transcription("whisper-1"), refused), ...chatting(openai.chat("whisper-1"), hear) };
+    return {
+      ...transcribing(openai.transcription("whisper-1"), refused), ...chatting(openai.chat("whisper-1"), hear),
+      ...transcribingLive(openai.transcription("gpt-realtime-whisper")), // of few models it believes that they can
+    };
   },
   mistral() {
     const mistral = createMistral({ baseURL, apiKey: "none" });
     const refused = { mistral: { diarize: true } };
     const model = "voxtral-mini-latest";
-    return { ...transcribing(mistral.transcription(model), refused), ...chatting(mistral(model), say) };
+    return {
+      ...transcribing(mistral.transcription(model), refused), ...chatting(mistral(model), say),
+      ...transcribingLive(mistral.transcription(model)),
+    };
   },
   "openai-compatible"() {
     const options = { includeUsage: true, supportsStructuredOutputs: true };

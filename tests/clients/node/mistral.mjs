@@ -1,7 +1,8 @@
 // Mistral's own package, `@mistralai/mistralai`. Its base address has no /v1.
 import { Mistral } from "@mistralai/mistralai";
+import { AudioEncoding, RealtimeTranscription } from "@mistralai/mistralai/extra/realtime";
 
-import { audio, base64, collect, refusal, report, serverURL } from "./steps.mjs";
+import { audio, base64, collect, pcm, refusal, report, serverURL } from "./steps.mjs";
 
 const client = new Mistral({ serverURL, apiKey: "none" });
 const model = "voxtral-mini-latest";
@@ -13,7 +14,18 @@ const messages = [
   },
 ];
 
+async function* spoken() {
+  for (let start = 0; start < pcm.length; start += 16000) yield pcm.subarray(start, start + 16000);
+}
+const audioFormat = { encoding: AudioEncoding.PcmS16le, sampleRate: 16000 };
+const live = (name) => {
+  const realtime = new RealtimeTranscription({ apiKey: "none", serverURL });
+  return collect(realtime.transcribeStream(spoken(), name, { audioFormat }));
+};
+
 await report({
+  live: () => live(model),
+  live_refused: () => live("voxtral-none"),
   transcription: () => client.audio.transcriptions.complete({ model, file, language: "en" }),
   segments: () => client.audio.transcriptions.complete({ model, file, timestampGranularities: ["segment"] }),
   biased: () => client.audio.transcriptions.complete({ model, file, contextBias: ["orange", "hotel"] }),

@@ -4,6 +4,8 @@ import { readFileSync } from "node:fs";
 export const [serverURL, recording] = process.argv.slice(2);
 export const audio = readFileSync(recording);
 export const base64 = audio.toString("base64");
+/** The recording without its header: s16le, 16 kHz. */
+export const pcm = audio.subarray(44);
 
 /** Run the steps, all at once, and print `{name: result}`. One that throws does not keep the others from ending. */
 export async function report(steps) {

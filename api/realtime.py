@@ -1,0 +1,208 @@
+"""The realtime sockets: bytes between a client, the dialect that it speaks, and a live session.
+
+Two tasks share a socket. One hears the client and carries out what its events lead to, one after another, so that a
+client that sends too fast waits for the model. The other one tells the client what the session has heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from typing import Any
+
+from fastapi import APIRouter, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from api.edge import key_digest, sent_key
+from api.errors import ApiError, describe
+from api.realtime_dialect import Action, Clear, Close, Commit, Dialect, Feed, Finish, Flush, Send, Terms, Update
+from api.realtime_latch import Undecided
+from api.realtime_mistral import MistralDialect
+from api.service import Service
+from engine.core import PromptInvalid, PromptTooLong
+from live import LiveError, LiveSession
+
+router = APIRouter()
+
+# Of one message: 15 MiB of audio in base64, which OpenAI takes, and what stands around it. The server breaks the
+# connection over a larger one.
+MOST_MESSAGE_BYTES = 21 * 1024 * 1024
+QUICK = 100_000  # characters, which are read in about a millisecond; more are read in a thread
+SEND_SECONDS = 20  # for a client to take an event
+BETA_PROTOCOL = "openai-beta.realtime-v1"
+# A session goes on after these.
+PASSING = ("commit_empty", "prompt_unsupported", "delay_fixed")
+
+
+@router.websocket("/realtime")
+async def realtime(socket: WebSocket) -> None:
+    """OpenAI's dialect of today, that of its beta, and vLLM's."""
+    service: Service = socket.app.state.service
+    beta = "realtime=v1" in socket.headers.get("openai-beta", "") or BETA_PROTOCOL in socket.scope["subprotocols"]
+    given = service.secrets.session(sent_key(socket.headers))
+    name, intent = socket.query_params.get("model"), socket.query_params.get("intent")
+    await _serve(socket, service, lambda terms: Undecided(terms, name, beta, given, intent))
+
+
+@router.websocket("/audio/transcriptions/realtime")
+async def mistral_realtime(socket: WebSocket) -> None:
+    """Mistral's dialect."""
+    name = socket.query_params.get("model")
+    await _serve(socket, socket.app.state.service, lambda terms: MistralDialect(terms, name))
+
+
+async def _serve(socket: WebSocket, service: Service, dialect: Callable[[Terms], Dialect]) -> None:
+    # Browsers hold that a server which names no protocol has not understood them.
+    await socket.accept(subprotocol="realtime" if "realtime" in socket.scope["subprotocols"] else None)
+    now = int(time.time())
+    seconds = service.settings.realtime_session_seconds
+    terms = Terms(f"sess_{uuid.uuid4().hex}", now, now + round(seconds), service.live_model)
+    await _Talk(socket, service, dialect(terms)).run()
+
+
+class _Talk:
+    def __init__(self, socket: WebSocket, service: Service, dialect: Dialect) -> None:
+        self._socket, self._service, self._dialect = socket, service, dialect
+        self._session: LiveSession | None = None
+        self._opened = asyncio.Event()
+        self._dialects_turn = asyncio.Lock()  # large events are read in a thread
+
+    async def run(self) -> None:
+        """Until the client is gone, the session is over, or one of them has failed."""
+        tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._tell())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            if self._session:
+                await self._session.close()
+        errors = [result for result in results if isinstance(result, Exception)]
+        if errors and not isinstance(errors[0], WebSocketDisconnect | TimeoutError):
+            await self._fail(errors[0])
+
+    async def _fail(self, error: Exception) -> None:
+        """Say what has ended the session, and end it."""
+        told = describe(error)
+        with suppress(WebSocketDisconnect, TimeoutError):
+            await self._carry_out([self._dialect.error(told), Close(close_code(told))])
+
+    async def _hear(self) -> None:
+        goes_on = await self._carry_out(self._dialect.hello())
+        while goes_on:
+            message = await self._next_message()
+            event: dict[str, Any] | None = None
+            try:
+                event = await self._read(message)
+                actions = await self._led_to(event, len(message.get("text") or ""))
+            except ApiError as error:
+                actions = [self._dialect.error(error, event)]
+            try:
+                goes_on = await self._carry_out(actions)
+            except (ApiError, LiveError) as error:
+                if isinstance(error, LiveError) and error.code not in PASSING:
+                    raise
+                goes_on = await self._carry_out([self._dialect.error(describe(error), event)])
+
+    async def _next_message(self) -> dict[str, Any]:
+        """Raises WebSocketDisconnect, and LiveError where a client that has sent no audio does not send anything."""
+        seconds = self._service.settings.realtime_idle_seconds
+        try:
+            async with asyncio.timeout(None if self._session else seconds):
+                message = await self._socket.receive()
+        except TimeoutError:
+            raise LiveError("idle", f"No audio came within {seconds:g} s, after which a session ends.") from None
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        return dict(message)
+
+    async def _read(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Raises ApiError for what is no JSON object."""
+        text = message.get("text")
+        if text is None:
+            raise _no_json("There are bytes where text is expected: audio is sent as base64 in JSON.")
+        try:
+            event = json.loads(text) if len(text) < QUICK else await asyncio.to_thread(json.loads, text)
+        except (ValueError, RecursionError):
+            raise _no_json("An event must be a JSON object; this is not JSON.") from None
+        if not isinstance(event, dict):
+            raise _no_json("An event must be a JSON object.")
+        return event
+
+    async def _led_to(self, event: dict[str, Any], size: int) -> list[Action]:
+        async with self._dialects_turn:
+            self._dialect = self._dialect.latched(event)
+            if size < QUICK:
+                return self._dialect.receive(event)
+            return await asyncio.to_thread(self._dialect.receive, event)
+
+    async def _tell(self) -> None:
+        await self._opened.wait()
+        async with aclosing(self._session.events()) as events:
+            async for event in events:
+                async with self._dialects_turn:
+                    actions = self._dialect.heard(event)
+                await self._carry_out(actions)
+        await self._carry_out(self._dialect.finished())
+
+    async def _carry_out(self, actions: list[Action]) -> bool:
+        """Whether the socket stays open."""
+        for action in actions:
+            if isinstance(action, Send):
+                async with asyncio.timeout(SEND_SECONDS):
+                    await self._socket.send_text(json.dumps(action.event, separators=(",", ":")))
+            elif isinstance(action, Close):
+                await self._socket.close(action.code)
+                return False
+            elif isinstance(action, Finish) and self._session is None:
+                return await self._carry_out(self._dialect.finished())
+            else:
+                await self._work(action)
+        return True
+
+    async def _work(self, action: Action) -> None:
+        """What a session does. There is one as soon as there is audio, and nothing to do before."""
+        if isinstance(action, Feed):
+            session = self._session or await self._open()
+            await session.feed(action.samples)
+        elif session := self._session:
+            if isinstance(action, Update):
+                await self._update(session)
+            elif isinstance(action, Commit):
+                await session.commit()
+            elif isinstance(action, Clear):
+                await session.clear()
+            elif isinstance(action, Flush):
+                await session.flush()
+            else:
+                await session.finish()
+
+    async def _update(self, session: LiveSession) -> None:
+        """Raises ApiError for a prompt that is too long; what was asked before then still is."""
+        try:
+            await session.update(self._dialect.request)
+        except (PromptInvalid, PromptTooLong) as error:
+            raise describe(error) from None
+
+    async def _open(self) -> LiveSession:
+        model = self._service.model(self._dialect.model.name)
+        key = key_digest(self._socket.headers) if self._service.settings.api_keys else ""
+        self._session = await self._service.live.open(model, self._dialect.request, key)
+        self._opened.set()
+        return self._session
+
+
+def close_code(error: ApiError) -> int:
+    """RFC 6455, section 7.4.1, and IANA's registry: come again later, the server failed, or a rule was broken."""
+    if error.status in (429, 503):
+        return 1013
+    return 1011 if error.status >= 500 else 1008
+
+
+def _no_json(message: str) -> ApiError:
+    return ApiError(400, message, code="invalid_json")

@@ -1,0 +1,183 @@
+"""What the dialects of the realtime sockets share: what they tell the adapter to do, and how audio comes in.
+
+A dialect is a state machine without a socket: events of a client and of a live session go in, actions come out, which
+the adapter carries out one after another.
+"""
+
+from __future__ import annotations
+
+import base64
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import languages
+from api.errors import ApiError, invalid, unsupported
+from api.keywords import listed_words
+from audio_processor import SAMPLE_RATE
+from live import LiveEvent, LiveRequest
+from pcm import Encoding, PcmDecoder, PcmError
+
+
+@dataclass(frozen=True)
+class Send:
+    event: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Update:
+    """The dialect's `request` has changed."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    samples: np.ndarray  # float32 (n,), 16 kHz
+
+
+@dataclass(frozen=True)
+class Commit:
+    """As LiveSession has it; so are the next ones."""
+
+
+@dataclass(frozen=True)
+class Clear: ...
+
+
+@dataclass(frozen=True)
+class Flush: ...
+
+
+@dataclass(frozen=True)
+class Finish: ...
+
+
+@dataclass(frozen=True)
+class Close:
+    code: int = 1000  # RFC 6455, section 7.4.1
+
+
+Action = Send | Update | Feed | Commit | Clear | Flush | Finish | Close
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """What a dialect must know of a model."""
+
+    name: str  # as the client calls it
+    streams: bool  # it writes while it hears: its delay can be chosen, and it reads no prompt
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which a socket is open."""
+
+    id: str
+    created: int  # Unix time, as the next one
+    expires_at: int
+    find: Callable[[str | None], LiveModel]  # by name; None: the default. Raises ApiError for one that is not there
+
+
+class Dialect(ABC):
+    model: LiveModel
+    request: LiveRequest
+
+    def hello(self) -> list[Action]:
+        """What is said first. Raises ApiError for what is wrong with the address."""
+        return []
+
+    def latched(self, event: dict[str, Any]) -> Dialect:
+        """The dialect that goes on, now that the client has sent `event`."""
+        return self
+
+    @abstractmethod
+    def receive(self, event: dict[str, Any]) -> list[Action]:
+        """What a client's event leads to. Raises ApiError for one that is wrong, and nothing has changed."""
+
+    @abstractmethod
+    def heard(self, event: LiveEvent) -> list[Action]: ...
+
+    @abstractmethod
+    def error(self, error: ApiError, event: dict[str, Any] | None = None) -> Send:
+        """The dialect's word for an error; `event`: the client's that it is about."""
+
+    def finished(self) -> list[Action]:
+        """After a Finish, when all has been heard."""
+        return []
+
+
+class AudioInput:
+    """What a client appends. Counts it on the clock of the live session, which is fed all of it."""
+
+    def __init__(self, encoding: Encoding, rate: int, most_bytes: int) -> None:
+        self.format = (encoding, rate)
+        self._decoder = PcmDecoder(encoding, rate)
+        self._most_bytes = most_bytes
+        self._samples = 0
+        self.began = False
+
+    @property
+    def ms(self) -> int:
+        return self._samples * 1000 // SAMPLE_RATE
+
+    def change(self, encoding: Encoding, rate: int) -> list[Action]:
+        """What comes from now on is of another format."""
+        if (encoding, rate) == self.format:
+            return []
+        last = self.end()
+        self.format, self._decoder = (encoding, rate), PcmDecoder(encoding, rate)
+        return last
+
+    def append(self, event: dict[str, Any]) -> list[Action]:
+        """Raises ApiError for what is no base64, too much, or no audio."""
+        text = event.get("audio")
+        if not isinstance(text, str):
+            raise invalid("audio", "audio must be the base64 of raw audio.")
+        try:
+            data = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise invalid("audio", "audio is not valid base64.") from None
+        if len(data) > self._most_bytes:
+            raise invalid("audio", f"audio is of {len(data)} bytes; {self._most_bytes} are taken. Send smaller pieces.")
+        try:
+            samples = self._decoder.decode(data)
+        except PcmError as error:
+            raise invalid("audio", str(error)) from None
+        self.began = True
+        return self._feed(samples)
+
+    def end(self) -> list[Action]:
+        """What is not whole yet will not be: the rest of what was appended."""
+        return self._feed(self._decoder.end())
+
+    def _feed(self, samples: np.ndarray) -> list[Action]:
+        self._samples += len(samples)
+        return [Feed(samples)] if len(samples) else []
+
+
+def typed(event: dict[str, Any]) -> str:
+    """The type of an event. Raises ApiError where it has none."""
+    kind = event.get("type")
+    if not isinstance(kind, str):
+        raise ApiError(400, "The 'type' field is missing.", param="type", code="invalid_event")
+    return kind
+
+
+def known_language(given: object, param: str) -> str | None:
+    """ISO 639-1; None for `auto` and none. Raises ApiError, naming `param`, for what is no language."""
+    if given in (None, "", "auto"):
+        return None
+    if isinstance(given, str) and (code := languages.code_of(given)):
+        return code
+    raise invalid(param, f"{param} '{given}' is not known. Send an ISO 639-1 code such as 'en', or leave it out.")
+
+
+def expected_words(model: LiveModel, prompt: str | None, param: str) -> tuple[str, ...]:
+    """The words of a prompt that is nothing but words. Raises ApiError, naming `param`, for any other prompt to a model
+    that reads none."""
+    words = listed_words(prompt or "")
+    if model.streams and prompt and not words:
+        raise unsupported(param, f"{model.name} reads no prompt. Send words to expect, with commas between.")
+    return words

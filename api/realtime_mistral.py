@@ -1,0 +1,218 @@
+"""Mistral's realtime transcription: one text of all that is said, from the first sample to `input_audio.end`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from api.errors import ApiError, describe, from_validation, invalid, unsupported
+from api.keywords import keywords_of
+from api.realtime_dialect import (
+    Action,
+    AudioInput,
+    Close,
+    Dialect,
+    Finish,
+    Flush,
+    LiveModel,
+    Send,
+    Terms,
+    Update,
+    known_language,
+    typed,
+)  # fmt: skip
+from api.times import seconds
+from api.transcription_wire import token_usage
+from engine.live import DELAYS_MS
+from live import (
+    LiveEvent,
+    LiveRequest,
+    LiveText,
+    SpeechPaused,
+    SpeechResumed,
+    SpeechStarted,
+    SpeechStopped,
+    UtteranceDone,
+    UtteranceFailed,
+)  # fmt: skip
+from pcm import Encoding
+from transcript import Transcript, Usage
+from turns import TurnDetection
+
+MOST_BYTES = 262_144  # of audio in one event
+DELAY_MS = 480
+FIXED = ("audio_format", "target_streaming_delay_ms", "turn_detection")  # once audio was heard
+
+
+class AudioFormat(BaseModel):
+    encoding: Encoding = "pcm_s16le"
+    sample_rate: int = Field(16_000, ge=8_000, le=48_000)
+
+
+class Turns(BaseModel):
+    start_threshold: float = Field(0.5, ge=0, le=1)
+    eager_end_threshold: float = Field(0.5, ge=0, le=1)
+    end_threshold: float = Field(0.33, ge=0, le=1)
+    min_silence_ms: int = Field(500, ge=0, le=60_000)
+    end_timeout_ms: int | None = Field(None, ge=0, le=60_000)
+
+
+class SessionConfig(BaseModel):
+    audio_format: AudioFormat = AudioFormat()
+    target_streaming_delay_ms: int | None = None
+    diarize: bool | None = None
+    context_bias: list[str] | None = None
+    language: str | None = None
+    speaker_references: dict[str, str] | None = None
+    turn_detection: Turns | None = None
+
+    @field_validator("audio_format", mode="before")
+    @classmethod
+    def _null_is_the_default(cls, value: object) -> object:
+        return AudioFormat() if value is None else value
+
+    @field_validator("target_streaming_delay_ms")
+    @classmethod
+    def _trained_for(cls, value: int | None) -> int | None:
+        if value is not None and value not in DELAYS_MS:
+            raise ValueError("it can be 80 to 1200 in steps of 80, or 2400")
+        return value
+
+    def request(self, model: LiveModel) -> LiveRequest:
+        """Raises ApiError for what cannot be done."""
+        for name in ("diarize", "speaker_references"):
+            if getattr(self, name):
+                raise unsupported(f"session.{name}", f"Voxtral does not tell speakers apart. Leave {name} out.")
+        return LiveRequest(
+            language=known_language(self.language, "session.language"),
+            keywords=keywords_of(self.context_bias or [], "session.context_bias"),
+            delay_ms=(self.target_streaming_delay_ms or DELAY_MS) if model.streams else None,
+            turn_detection=self._turns(),
+        )
+
+    def _turns(self) -> TurnDetection | None:
+        given = self.turn_detection
+        return given and TurnDetection(
+            threshold=given.start_threshold,
+            silence_duration_ms=given.min_silence_ms,
+            end_threshold=given.end_threshold,
+            eager_end_threshold=given.eager_end_threshold,
+            end_timeout_ms=given.end_timeout_ms,
+        )
+
+
+class MistralDialect(Dialect):
+    def __init__(self, terms: Terms, name: str | None) -> None:
+        """`name` of a model, from the address."""
+        self._terms, self._name = terms, name
+        self.model = terms.find(None)
+        self._config = SessionConfig()
+        self.request = self._config.request(self.model)
+        self._audio = self._new_audio()
+        self._ended = False
+        self._text, self._utterance, self._language = "", 0, None
+        self._segments: list[dict[str, Any]] = []
+        self._usage = Usage()
+
+    def _new_audio(self) -> AudioInput:
+        given = self._config.audio_format
+        return AudioInput(given.encoding, given.sample_rate, MOST_BYTES)
+
+    def hello(self) -> list[Action]:
+        self.model = self._terms.find(self._name)
+        self.request = self._config.request(self.model)
+        return [self._told("created")]
+
+    def _told(self, what: str) -> Send:
+        shown = self._config.model_dump() | {"request_id": self._terms.id, "model": self.model.name}
+        shown["target_streaming_delay_ms"] = self.request.delay_ms  # null where the model has none
+        return Send({"type": f"session.{what}", "session": shown})
+
+    def receive(self, event: dict[str, Any]) -> list[Action]:
+        kind = typed(event)
+        if self._ended:
+            raise invalid("type", f"'{kind}' comes after input_audio.end. Open another session.")
+        if kind == "session.update":
+            return self._update(event)
+        if kind == "input_audio.append":
+            return self._audio.append(event)
+        if kind == "input_audio.flush":
+            return [*self._audio.end(), Flush()]
+        if kind == "input_audio.end":
+            self._ended = True
+            return [*self._audio.end(), Finish()]
+        raise invalid(
+            "type",
+            f"'{kind}' is not known. There are session.update, input_audio.append, input_audio.flush and "
+            "input_audio.end.",
+        )
+
+    def _update(self, event: dict[str, Any]) -> list[Action]:
+        change = event.get("session")
+        if not isinstance(change, dict):
+            raise invalid("session", "session must be an object with what is to change.")
+        try:
+            config = SessionConfig.model_validate(self._config.model_dump() | change)
+        except ValidationError as problem:
+            error = problem.errors()[0]
+            raise from_validation([error | {"loc": ("session", *error["loc"])}]) from None
+        request = config.request(self.model)
+        changed = [name for name in FIXED if getattr(config, name) != getattr(self._config, name)]
+        if self._audio.began and changed:
+            raise invalid(f"session.{changed[0]}", f"session.{changed[0]} cannot change once there was audio.")
+        self._config, self.request = config, request
+        if not self._audio.began:
+            self._audio = self._new_audio()
+        return [Update(), self._told("updated")]
+
+    def heard(self, event: LiveEvent) -> list[Action]:
+        if isinstance(event, LiveText):
+            return [self._delta(event)]
+        if isinstance(event, UtteranceDone):
+            return self._done(event.transcript)
+        if isinstance(event, UtteranceFailed):
+            return [self.error(describe(event.error))]
+        return [Send(turn) for turn in _turn(event)] if self._config.turn_detection else []
+
+    def _delta(self, event: LiveText) -> Send:
+        """A space stands between turns, which are parts of one text."""
+        apart = self._text and event.utterance != self._utterance and not event.text[:1].isspace()
+        text, self._utterance = f" {event.text}" if apart else event.text, event.utterance
+        self._text += text
+        return Send({"type": "transcription.text.delta", "text": text})
+
+    def _done(self, heard: Transcript) -> list[Action]:
+        self._usage += heard.usage
+        found = [{"text": part.text, **seconds(part), "speaker_id": None} for part in heard.segments if part.text]
+        self._segments += found
+        told: list[Action] = [Send({"type": "transcription.segment", **segment}) for segment in found]
+        if heard.language and heard.language != self._language:
+            self._language = heard.language
+            told.insert(0, Send({"type": "transcription.language", "audio_language": heard.language}))
+        return told
+
+    def finished(self) -> list[Action]:
+        done = {
+            "type": "transcription.done",
+            "model": self.model.name,
+            "text": self._text,
+            "language": self._language,
+            "segments": [{"type": "transcription_segment", **segment} for segment in self._segments],
+            "usage": token_usage(self._usage),
+        }
+        return [Send(done), Close()]
+
+    def error(self, error: ApiError, event: dict[str, Any] | None = None) -> Send:
+        """Its code is a number to Mistral's SDKs: the status that the same error has in HTTP."""
+        parts = {"message": error.message, "code": error.status, "type": error.code, "param": error.param}
+        return Send({"type": "error", "error": parts})
+
+
+def _turn(event: LiveEvent) -> list[dict[str, Any]]:
+    kinds = {SpeechStarted: "start", SpeechPaused: "eager_end", SpeechResumed: "resume", SpeechStopped: "end"}
+    kind = kinds.get(type(event))
+    if kind is None:
+        return []
+    reason = {"end_reason": event.reason} if isinstance(event, SpeechStopped) else {}
+    return [{"type": f"turn.{kind}", "time_s": event.ms / 1000, **reason}]

@@ -1,0 +1,209 @@
+"""The configuration of an OpenAI transcription session: what a client may write, and what that asks for.
+
+The beta's sessions are flat. They are translated to those of today and back, so that there is one configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from api.errors import ApiError, from_validation, invalid, unsupported
+from api.keywords import keywords_of
+from api.realtime_dialect import LiveModel, expected_words, known_language
+from live import LiveRequest
+from pcm import Encoding
+from turns import Eagerness, TurnDetection
+
+TRANSCRIPTION = "session.audio.input.transcription"
+# Milliseconds of the 4B's delay. OpenAI does not say what its words mean; 480 is what Mistral recommends.
+DELAYS_MS = {"minimal": 160, "low": 240, "medium": 480, "high": 960, "xhigh": 2400}
+ENCODINGS: dict[str, tuple[Encoding, int]] = {
+    "audio/pcm": ("pcm_s16le", 24_000), "audio/pcmu": ("pcm_mulaw", 8_000), "audio/pcma": ("pcm_alaw", 8_000),
+}  # fmt: skip
+# What a conversation is asked for, and a transcription would leave undone.
+ONLY_TRANSCRIBES = "This server transcribes and does not answer."
+OF_CONVERSATIONS = ("instructions", "tools", "voice", "output_audio_format")
+
+
+class Format(BaseModel):
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    rate: int | None = Field(None, ge=8_000, le=48_000)
+
+
+class Transcription(BaseModel):
+    model: str | None = None
+    language: str | None = None
+    languages: list[str] | None = None
+    keywords: list[str] | None = None
+    prompt: str | None = None
+    delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
+    # Not OpenAI's: audio that is heard at once, and how many likeliest tokens stand beside each in `logprobs`.
+    interval_ms: int | None = Field(None, ge=80, le=5_000)
+    top_logprobs: int | None = Field(None, ge=0, le=5)
+
+
+class ServerVad(BaseModel):
+    type: Literal["server_vad"]
+    threshold: float = Field(0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(300, ge=0, le=10_000)
+    silence_duration_ms: int = Field(500, ge=0, le=60_000)
+    idle_timeout_ms: None = None
+
+
+class SemanticVad(BaseModel):
+    type: Literal["semantic_vad"]
+    eagerness: Eagerness = "auto"
+
+
+class Input(BaseModel):
+    format: Format = Format()
+    transcription: Transcription = Transcription()
+    noise_reduction: None = None
+    turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = ServerVad(
+        type="server_vad"
+    )
+
+
+class Audio(BaseModel):
+    input: Input = Input()
+
+
+class SessionConfig(BaseModel):
+    type: Literal["transcription"] = "transcription"
+    include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
+    audio: Audio = Audio()
+
+    def updated(self, change: dict[str, Any]) -> SessionConfig:
+        """With a client's partial update: what it leaves out stays, and null switches off. Raises ApiError."""
+        _refuse_conversations(change)
+        try:
+            return SessionConfig.model_validate(_merged(self.model_dump(), change))
+        except ValidationError as problem:
+            error = problem.errors()[0]
+            error["loc"] = ("session", *(part for part in error["loc"] if part not in ("server_vad", "semantic_vad")))
+            raise _explained(from_validation([error])) from None
+
+    @property
+    def encoding(self) -> tuple[Encoding, int]:
+        encoding, rate = ENCODINGS[self.audio.input.format.type]
+        return encoding, self.audio.input.format.rate or rate
+
+    def request(self, model: LiveModel) -> LiveRequest:
+        """What this asks of a model. Raises ApiError for what the model cannot do."""
+        asked = self.audio.input.transcription
+        words = keywords_of(asked.keywords or [], f"{TRANSCRIPTION}.keywords")
+        words += expected_words(model, asked.prompt, f"{TRANSCRIPTION}.prompt")
+        return LiveRequest(
+            language=_language(asked),
+            prompt=None if model.streams else asked.prompt or None,
+            keywords=tuple(dict.fromkeys(words)),
+            delay_ms=DELAYS_MS[asked.delay] if asked.delay and model.streams else None,
+            interval_ms=asked.interval_ms,
+            top_logprobs=asked.top_logprobs or 0,
+            turn_detection=self._turns(),
+        )
+
+    def _turns(self) -> TurnDetection | None:
+        vad = self.audio.input.turn_detection
+        if isinstance(vad, ServerVad):
+            return TurnDetection("server_vad", vad.threshold, vad.prefix_padding_ms, vad.silence_duration_ms)
+        return TurnDetection("semantic_vad", eagerness=vad.eagerness) if vad else None
+
+    def effective(self, model: LiveModel) -> dict[str, Any]:
+        """What holds for `model`, as OpenAI writes it. What means nothing to the model is null."""
+        shown = self.model_dump()
+        heard = shown["audio"]["input"]
+        heard["format"]["rate"] = self.encoding[1]
+        heard["transcription"]["model"] = model.name
+        if not model.streams:
+            heard["transcription"] |= {"delay": None, "interval_ms": None}
+        if heard["turn_detection"]:
+            heard["turn_detection"].pop("idle_timeout_ms", None)
+        return shown
+
+
+def _refuse_conversations(change: dict[str, Any]) -> None:
+    if change.get("type") == "realtime":
+        raise unsupported("session.type", f"{ONLY_TRANSCRIBES} Set session.type to 'transcription'.")
+    for name in OF_CONVERSATIONS:
+        if change.get(name):
+            raise unsupported(f"session.{name}", f"{ONLY_TRANSCRIBES} Leave session.{name} out.")
+
+
+def _merged(old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Objects are merged, unless they become of another type; everything else is replaced."""
+    result = dict(old)
+    for name, value in change.items():
+        before = old.get(name)
+        alike = isinstance(before, dict) and isinstance(value, dict)
+        if alike and value.get("type", before.get("type")) == before.get("type"):
+            result[name] = _merged(before, value)
+        else:
+            result[name] = value
+    return result
+
+
+# What pydantic says of these would not tell what to do.
+REMEDIES = {
+    "noise_reduction": "Noise is not reduced here: Voxtral hears speech as it is. Send null, or leave it out.",
+    "idle_timeout_ms": "A transcription has no answers that a timeout could trigger. Leave it out.",
+    "transcription": "A transcription cannot be switched off. Leave transcription out, or close the session.",
+}  # fmt: skip
+
+
+def _explained(error: ApiError) -> ApiError:
+    last = (error.param or "").rsplit(".", 1)[-1]
+    if last in REMEDIES and error.param:
+        return unsupported(error.param, REMEDIES[last])
+    return error
+
+
+def _language(asked: Transcription) -> str | None:
+    """ISO 639-1 of the one language that was named. Raises ApiError."""
+    if len(asked.languages or []) > 1:
+        raise unsupported(
+            f"{TRANSCRIPTION}.languages", "Voxtral can be told one language at most. Send one, or leave languages out."
+        )
+    given = asked.language or next(iter(asked.languages or []), None)
+    return known_language(given, f"{TRANSCRIPTION}.language")
+
+
+FLAT = {
+    "input_audio_format": "format", "input_audio_transcription": "transcription",
+    "input_audio_noise_reduction": "noise_reduction", "turn_detection": "turn_detection",
+}  # fmt: skip
+FLAT_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+
+
+def from_flat(change: dict[str, Any]) -> dict[str, Any]:
+    """A beta client's update. Its formats have no rate: 24 kHz for PCM."""
+    heard = {name: change[flat] for flat, name in FLAT.items() if flat in change}
+    if "format" in heard:
+        kind = FLAT_FORMATS.get(str(heard["format"]))
+        if kind is None:
+            raise invalid(
+                "session.input_audio_format", f"session.input_audio_format must be one of {', '.join(FLAT_FORMATS)}."
+            )
+        heard["format"] = {"type": kind, "rate": None}
+    rest = {name: value for name, value in change.items() if name not in (*FLAT, "audio", "type")}
+    return rest | {"audio": {"input": heard}}
+
+
+def to_flat(shown: dict[str, Any]) -> dict[str, Any]:
+    heard = shown["audio"]["input"]
+    flat = {name: heard[today] for name, today in FLAT.items()}
+    flat["input_audio_format"] = next(k for k, v in FLAT_FORMATS.items() if v == heard["format"]["type"])
+    return flat | {"include": shown["include"]}
+
+
+def flat_error(error: ApiError) -> ApiError:
+    """The same error in the words of the beta."""
+
+    def flat(text: str) -> str:
+        for name, today in FLAT.items():
+            text = text.replace(f"session.audio.input.{today}", f"session.{name}")
+        return text
+
+    return ApiError(error.status, flat(error.message), param=error.param and flat(error.param), code=error.code)

@@ -1,0 +1,161 @@
+"""The realtime sockets of a real server: what can go wrong with one, who may open one, and many at once."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from socket import SHUT_RDWR
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from api.errors import describe
+from api.realtime import MOST_MESSAGE_BYTES, close_code
+from api.realtime_openai import MOST_BYTES
+from engine.core import EngineStopped, JobFailed
+from live import LiveError
+from model_manager import ModelUnavailable
+from tests.serving import Server
+from tests.sockets import SPOKEN, Socket, pieces, socket
+from tests.speech import Clip, assert_heard, clip
+
+MISTRAL = "/v1/audio/transcriptions/realtime?model=voxtral-mini-latest"
+APPEND, COMMIT = "input_audio_buffer.append", "input_audio_buffer.commit"
+COMPLETED = "conversation.item.input_audio_transcription.completed"
+BY_HAND = {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}}}
+
+
+def dictate(server: Server, spoken: Clip = SPOKEN) -> str:
+    """The whole clip, committed by hand."""
+    with socket(server) as talk:
+        talk.say("session.update", session=BY_HAND)
+        for piece in pieces(spoken.samples()):
+            talk.say(APPEND, audio=piece)
+        talk.say(COMMIT)
+        return talk.until(COMPLETED)[-1]["transcript"]
+
+
+@pytest.mark.parametrize("wrong", [
+    b"\x00\x01", "", "hum", "[]", "7", "null", '{"type": 7}', '{"type": "hum"}', "[" * 5000,
+    json.dumps({"type": APPEND, "audio": "###"}), json.dumps({"type": COMMIT}),
+    json.dumps({"type": APPEND, "audio": base64.b64encode(bytes(MOST_BYTES + 1)).decode()}),
+], ids=lambda wrong: str(wrong)[:30])  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/realtime", MISTRAL])
+def test_what_is_wrong_is_told_and_the_session_goes_on(server: Server, path: str, wrong: str | bytes) -> None:
+    with socket(server, path) as talk:
+        assert talk.hear()["type"] == "session.created"
+        talk.connection.send(wrong)
+        error = talk.hear()
+        assert error["type"] == "error"
+        assert error["error"]["message"]
+        talk.say("session.update", session={})
+        assert talk.hear()["type"] == "session.updated"
+
+
+def test_turns_are_found_and_told_in_the_order_of_the_conversation(server: Server) -> None:
+    spoken = clip("sparse_1")
+    with socket(server) as talk:
+        talk.say("session.update", session={"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16_000}}}})
+        for piece in pieces(np.append(spoken.samples(), np.zeros(16_000, np.float32))):
+            talk.say(APPEND, audio=piece)
+        events, heard = [], ""
+        while len(heard.split()) < len(spoken.words.split()):
+            events += talk.until(COMPLETED)
+            heard = " ".join(event["transcript"] for event in events if event["type"] == COMPLETED)
+    assert_heard(spoken.words, heard)
+    items = dict.fromkeys(event["item_id"] for event in events if event["type"] == COMPLETED)
+    assert len(items) > 2
+    assert [event["item_id"] for event in events if event["type"] == "input_audio_buffer.committed"] == list(items)
+    starts = [event["audio_start_ms"] for event in events if event["type"] == "input_audio_buffer.speech_started"]
+    assert all(abs(start - said) < 500 for start, said in zip(starts[:1], spoken.starts_ms, strict=False))
+    for item in items:
+        mine = [event for event in events if event.get("item_id") == item]
+        order = ["speech_started", "speech_stopped", "committed", "completed"]
+        assert [name for name in (event["type"].rsplit(".", 1)[-1] for event in mine) if name in order] == order
+        assert "".join(event.get("delta", "") for event in mine) == mine[-1]["transcript"]
+
+
+def test_twenty_talk_at_once_and_one_that_is_killed_in_mid_word_harms_no_other(server: Server) -> None:
+    spoken = [clip(name) for name in ("voice_en-us", "voice_en-gb", "gain-20", "gain-30")] * 5
+
+    def kill() -> None:
+        with socket(server) as talk:
+            talk.say("session.update", session=BY_HAND)
+            talk.say(APPEND, audio=next(pieces(SPOKEN.samples(), 1.3)))
+            talk.connection.socket.close()
+
+    with ThreadPoolExecutor(len(spoken) + 1) as threads:
+        killed = threads.submit(kill)
+        texts = list(threads.map(lambda each: dictate(server, each), spoken))
+        killed.result()
+    for each, text in zip(spoken, texts, strict=True):
+        assert_heard(each.words, text)
+    server.wait_until(lambda health: health["live_sessions"] == 0)
+
+
+def test_who_does_not_read_stalls_nobody_else(server: Server) -> None:
+    with socket(server) as talk:
+
+        def babble() -> None:
+            with suppress(ConnectionClosed, OSError):
+                while True:
+                    talk.say("session.update", session=BY_HAND)
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(babble)
+            assert_heard(SPOKEN.words, dictate(server))
+            talk.connection.socket.shutdown(SHUT_RDWR)
+
+
+def test_a_session_in_another_dialect_ends_with_all_its_text(server: Server) -> None:
+    """vLLM's, twice over one socket; its scripts are all the client that there is."""
+    with socket(server, "/v1/realtime") as talk:
+        assert talk.hear()["id"].startswith("sess_")
+        talk.say("session.update", model="whisper-1")
+        for _ in range(2):
+            talk.say(COMMIT)
+            for piece in pieces(SPOKEN.samples()):
+                talk.say(APPEND, audio=piece)
+            talk.say(COMMIT, final=True)
+            *deltas, done = talk.until("transcription.done")
+            assert "".join(event.get("delta", "") for event in deltas) == done["text"]
+            assert_heard(SPOKEN.words, done["text"])
+        talk.say(COMMIT)
+        talk.say(COMMIT, final=True)
+        assert talk.hear()["text"] == ""
+
+
+@pytest.mark.parametrize(("path", "code"), [
+    ("/v1/realtime?model=gpt-realtime", "model_not_found"), (MISTRAL.replace("mini-latest", "none"), 404),
+])  # fmt: skip
+def test_a_model_that_is_not_there_is_told_and_the_socket_closed(server: Server, path: str, code: str | int) -> None:
+    with socket(server, path) as talk:
+        assert talk.hear()["error"]["code"] == code
+        with pytest.raises(ConnectionClosed) as caught:
+            talk.hear()
+        assert caught.value.rcvd.code == 1008
+
+
+def test_a_message_that_is_far_too_large_ends_the_connection(server: Server) -> None:
+    def shout(talk: Socket) -> None:
+        talk.hear()
+        talk.say(APPEND, audio="A" * MOST_MESSAGE_BYTES)
+        talk.hear()
+
+    with socket(server) as talk:
+        with pytest.raises(ConnectionClosed) as caught:
+            shout(talk)
+        closed = caught.value.rcvd  # which may be lost under what is still on its way
+        assert closed is None or closed.code == 1009
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (LiveError("too_many_sessions", ""), 1013), (LiveError("backlog_full", ""), 1013), (LiveError("idle", ""), 1008),
+    (LiveError("too_long", ""), 1008), (LiveError("reader_too_slow", ""), 1008), (EngineStopped("gone"), 1013),
+    (JobFailed("no memory"), 1011), (ModelUnavailable("absent", ""), 1008), (ZeroDivisionError(), 1011),
+], ids=repr)  # fmt: skip
+def test_whatever_ends_a_session_has_its_close_code(error: Exception, code: int) -> None:
+    assert close_code(describe(error)) == code

@@ -1,0 +1,98 @@
+"""vLLM's realtime dialect, without a socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api.errors import ApiError
+from api.realtime_vllm import VLLMDialect
+from engine.core import JobFailed
+from live import Committed, LiveText, UtteranceDone, UtteranceFailed
+from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript
+
+UPDATE = {"type": "session.update", "model": "whisper-1"}
+APPEND = {"type": "input_audio_buffer.append", "audio": audio(0.5, 16_000)}
+START = {"type": "input_audio_buffer.commit"}
+END = START | {"final": True}
+
+
+def dialect(**update: Any) -> VLLMDialect:
+    speaker = VLLMDialect(TERMS)
+    speaker.receive(UPDATE | update)
+    return speaker
+
+
+def test_commit_opens_an_utterance_and_only_the_final_one_ends_it() -> None:
+    speaker = dialect()
+    assert speaker.receive(START) == []
+    assert fed_seconds(speaker.receive(APPEND)) == 0.5
+    assert kinds(speaker.receive(END)) == ["Commit"]
+    heard = [Committed(0, 0, 500), LiveText(0, " red", (TOKEN,)), UtteranceDone(0, transcript("red"))]
+    delta, done = [event for told in heard for event in said(speaker.heard(told))]
+    assert delta == {"type": "transcription.delta", "delta": " red", "logprobs": None}
+    usage = {"prompt_tokens": 16, "completion_tokens": 4, "total_tokens": 20}
+    assert done == {"type": "transcription.done", "text": "red", "usage": usage}
+    assert kinds([*speaker.receive(START), *speaker.receive(APPEND), *speaker.receive(END)])[-1] == "Commit"
+
+
+def test_an_utterance_of_nothing_is_done_at_once() -> None:
+    speaker = dialect()
+    for events in ([START], [START, APPEND | {"audio": audio(0.05, 16_000)}]):
+        for event in events:
+            speaker.receive(event)
+        actions = speaker.receive(END)
+        assert kinds(actions)[-2:] == ["Clear", "transcription.done"]
+        assert said(actions)[0]["text"] == ""
+
+
+def test_what_newer_clients_ask_for_is_done_and_told() -> None:
+    speaker = VLLMDialect(TERMS)
+    words = {"hotwords": "Lotti,macOS", "prompt": "Spoken by Ada."}
+    (answer,) = said(speaker.receive(UPDATE | words | {"language": "german", "include": ["logprobs"]}))
+    assert answer.items() >= {"type": "session.updated", "model": "whisper-1", "language": "de"}.items()
+    assert (speaker.request.keywords, speaker.request.prompt) == (("Lotti", "macOS"), "Spoken by Ada.")
+    (delta,) = said(speaker.heard(LiveText(0, " red", (TOKEN,))))
+    assert delta["logprobs"][0]["token"] == " red"
+
+
+@pytest.mark.parametrize(("event", "code"), [
+    ({"type": "session.update"}, "invalid_event"), ({"type": "session.update", "model": "gpt-7"}, "model_not_found"),
+    (APPEND, "model_not_validated"), (END, "model_not_validated"), ({"type": "hum"}, "unknown_event"),
+    ({"type": 3}, "invalid_event"),
+])  # fmt: skip
+def test_what_comes_out_of_order_has_vllms_code(event: dict[str, Any], code: str) -> None:
+    speaker = VLLMDialect(TERMS)
+    with pytest.raises(ApiError) as caught:
+        speaker.receive(event)
+    (error,) = said([speaker.error(caught.value)])
+    assert (error["type"], error["code"]) == ("error", code)
+    assert isinstance(error["error"], str)
+
+
+@pytest.mark.parametrize(("event", "code"), [
+    (APPEND | {"audio": "###"}, "invalid_audio"), (UPDATE | {"language": "klingon"}, "invalid_value"),
+    (UPDATE | {"include": ["everything"]}, "unsupported_value"), (END | {"final": "perhaps"}, "invalid_value"),
+    (UPDATE | {"model": "live", "prompt": "This is a talk. It is long."}, "unsupported_value"),
+])  # fmt: skip
+def test_a_wrong_field_is_named_and_the_session_goes_on(event: dict[str, Any], code: str) -> None:
+    speaker = dialect()
+    with pytest.raises(ApiError) as caught:
+        speaker.receive(event)
+    assert caught.value.code == code
+    assert fed_seconds(speaker.receive(APPEND)) == 0.5
+
+
+def test_the_model_stays_once_there_was_audio() -> None:
+    speaker = dialect()
+    speaker.receive(APPEND)
+    speaker.receive(UPDATE | {"language": "de"})
+    with pytest.raises(ApiError, match="cannot change"):
+        speaker.receive(UPDATE | {"model": "live"})
+    assert (speaker.model.name, speaker.request.language) == ("whisper-1", "de")
+
+
+def test_a_failure_is_a_processing_error() -> None:
+    (error,) = said(dialect().heard(UtteranceFailed(0, JobFailed("no memory"))))
+    assert error == {"type": "error", "error": "no memory", "code": "processing_error"}
