@@ -112,6 +112,12 @@ def _gauges(models: ModelManager, admission: Admission, live: LiveSessions) -> G
     def workers(read: Callable[[Worker], float]) -> Callable[[], list[tuple[str, float]]]:
         return lambda: [(model.spec.id, read(model.loaded)) for model in models.loaded if model.loaded]
 
+    def counted(name: str) -> Callable[[], list[tuple[str, float]]]:
+        """Of models that hear live."""
+        return lambda: [
+            (model.spec.id, getattr(model.loaded.counters, name)) for model in models.loaded if model.hears_live
+        ]
+
     return Gauges(
         [
             ("voxtral_requests_active", "Requests at work or waiting", "", lambda: [("", admission.active)]),
@@ -126,6 +132,10 @@ def _gauges(models: ModelManager, admission: Admission, live: LiveSessions) -> G
                 "voxtral_engine_busy_seconds", "Time that the model computed since it was loaded", "model",
                 workers(lambda worker: worker.busy_seconds),
             ),
+            ("voxtral_realtime_steps", "Steps of 80 ms that were written since the load", "model", counted("tokens")),
+            ("voxtral_realtime_reads", "Forwards of single streams that they took", "model", counted("reads")),
+            ("voxtral_realtime_guesses", "Steps that were read ahead as guesses", "model", counted("guessed")),
+            ("voxtral_realtime_guesses_accepted", "Guesses that were right", "model", counted("accepted")),
             ("voxtral_model_memory_bytes", "Weights", "model", workers(lambda worker: worker.backend.memory_bytes)),
         ]
     )  # fmt: skip

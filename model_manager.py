@@ -82,6 +82,11 @@ class Model:
         return self._worker if self._worker and self._worker.alive else None
 
     @property
+    def hears_live(self) -> bool:
+        """Whether it is loaded, and a model that writes while it hears."""
+        return hasattr(self.loaded, "open")
+
+    @property
     def is_loading(self) -> bool:
         return self.loading is not None and not self.loading.done()
 

@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from bench import accuracy, alignment, gpu, latency, linear, live, memory, overhead, quality, throughput
+from bench import (
+    accuracy,
+    alignment,
+    checkpoint,
+    gpu,
+    latency,
+    linear,
+    live,
+    memory,
+    overhead,
+    quality,
+    realtime,
+    throughput,
+)
 from bench.peers import arguments, numbers
 from config import DEMO_MODEL
 from tests.serving import Server
@@ -131,6 +144,18 @@ def test_gpu_compares_clips_at_once_with_generate() -> None:
     measured = rows(gpu.measure(args))
     assert [row[0] for row in measured] == ["1", "2"]
     assert all(float(cell) > 0 for row in measured for cell in row)
+
+
+def test_realtime_times_steps_and_counts_guesses(tmp_path: Path) -> None:
+    checkpoint.write_checkpoint(tmp_path, "tiny-realtime", "cpu")
+    args = realtime.arguments().parse_args([str(tmp_path), *"--streams 1,2 --steps 1 --seconds 6".split()])
+    steps, recording = realtime.measure(args).split("\n\n")
+    assert [row[0] for row in rows(steps)] == ["1", "2"]
+    assert all(float(cell) > 0 for row in rows(steps) for cell in row)
+    ((pads, _, accepted, saved),) = rows(recording)
+    assert pads == "0.75"
+    assert 0 < float(accepted) < 100
+    assert float(saved) > 20
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA card")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import hypothesis
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config import Settings
 from engine.backends import backend_of, load_backend
 from engine.backends.base import LoadOptions
 from engine.backends.voxtral_realtime import ModelStream, RealtimeBackend
@@ -24,7 +26,9 @@ from engine.listeners import FILE_DELAY_MS, Listener, SampleQueue
 from engine.live import Flushed, LiveOptions, LiveToken
 from engine.live_worker import LiveWorker
 from engine.quantization import supported
+from main import create_app
 from tests.realtime import noise, write_random_model
+from tests.speech import clip
 
 pytestmark = pytest.mark.anyio
 AUDIO = [noise(seconds, seed) for seed, seconds in enumerate((9.0, 1.77, 0.2))]  # the first rolls over both windows
@@ -204,3 +208,29 @@ async def test_a_quantized_model_hears_too(folder: Path, quantization: str) -> N
         stream.finish()
         assert [item async for item in stream]
         assert stream.backlog == 0
+
+
+async def test_the_server_transcribes_with_it_and_tells_when_words_were_spoken(folder: Path) -> None:
+    app = create_app(Settings(voxtral_model_id=str(folder), voxtral_vad="off", chunk_store_mb=0))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voxtral", timeout=100) as client:
+        asked = {"model": "voxtral", "response_format": "verbose_json", "timestamp_granularities[]": "word"}
+        response = await client.post("/v1/audio/transcriptions", files={"file": clip("short_0").data}, data=asked)
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        times = [time for word in answer["words"] for time in (word["start"], word["end"])]
+        assert times
+        assert times == sorted(times)
+        assert times[-1] <= answer["duration"]
+        metrics = dict(line.rsplit(" ", 1) for line in (await client.get("/metrics")).text.splitlines())
+        steps, reads = (
+            float(metrics[f'voxtral_realtime_{name}{{model="{folder.name}"}}']) for name in ("steps", "reads")
+        )
+        assert 0 < reads < steps
+        refused = await client.post(
+            "/v1/audio/transcriptions",
+            files={"file": clip("short_0").data},
+            data={"model": "voxtral", "prompt": "In capitals, please."},
+        )
+        assert refused.status_code == 400
+        assert "follows no instructions" in refused.json()["error"]["message"]
+    await app._app.state.service.models.close()
