@@ -79,7 +79,8 @@ class Listener:
         self._known = prompt[model.read :]  # tokens to read next
         self._before = (tokenizer.pad, tokenizer.pad)  # what was written last
         self._clock = WordClock(tokenizer.step, tokenizer.left_pads + tokenizer.delay(delay_ms))
-        self._least = 1  # steps of audio that must be there before any is heard
+        self._least = 1  # steps of audio that must be there before any is heard,
+        self._released = 0  # and then all that are
         self._samples = SampleQueue()
         self._samples.put(np.zeros(tokenizer.left_pads * tokenizer.step - model.taken, np.float32))
         self._length = 0  # samples of the stream, without the silence before it
@@ -93,6 +94,8 @@ class Listener:
         self._samples.put(samples)
         self._length += len(samples)
         self.fed += len(samples)
+        if self._waiting >= self._least:
+            self._released = self._waiting
 
     def flush(self) -> None:
         self._flushes.append((self._complete(), self.fed))
@@ -121,9 +124,11 @@ class Listener:
     @property
     def audible(self) -> int:
         """Steps of audio that may be heard now."""
-        there = len(self._samples) // self._step
-        awaited = self._flushes or self._last is not None
-        return there if there >= self._least or awaited else 0
+        return self._waiting if self._flushes or self._last is not None else self._released
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._samples) // self._step
 
     def audio(self, most: int) -> np.ndarray:
         """The samples of at most so many steps; `drop` them when they were heard."""
@@ -131,6 +136,7 @@ class Listener:
 
     def drop(self, count: int) -> None:
         self._samples.drop(count)
+        self._released = max(0, self._released - count // self._step)
 
     def plan(self, most: int, guesses: Guesses) -> list[int]:
         """Tokens to read: those that are known, then guesses, `most` in all. None where no audio is there."""

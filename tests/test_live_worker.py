@@ -198,8 +198,12 @@ async def test_a_session_waits_for_its_interval_but_not_with_a_flush(tokenizer: 
             await asyncio.sleep(0.002)
         await until_flushed(stream)
         waited = worker.backend.portions
-    assert waited[0] == 5
-    assert sum(waited) == 1 + 12 + 17 - 1
+        assert waited[0] == 5
+        assert sum(waited) == 1 + 12 + 17 - 1
+        stream = worker.open(LiveOptions(interval_ms=5000))
+        stream.feed(silence(70))  # all of it in several portions, none of which is an interval of its own
+        while stream.backlog > 2 * STEP:  # noqa: ASYNC110 - nothing tells of pads
+            await asyncio.sleep(0.01)
 
 
 async def test_pads_are_read_several_at_once_and_guesses_that_are_wrong_change_nothing(

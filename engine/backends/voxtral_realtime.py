@@ -49,11 +49,12 @@ ON_CPU, ON_GPU = Batching(8, MOST_READ, 16), Batching(64, 256, 256)
 class ModelStream:
     """One stream inside of the model: what it must remember, of bounded size. Only the backend changes it."""
 
-    def __init__(self, model: VoxtralRealtimeForConditionalGeneration, condition: torch.Tensor, before: int) -> None:
+    def __init__(
+        self, model: VoxtralRealtimeForConditionalGeneration, dtype: torch.dtype, device: torch.device, before: int
+    ) -> None:
         encoder, decoder = model.config.audio_config, model.config.text_config
-        device, dtype = condition.device, condition.dtype
         positions = MOST_HEARD * model.config.downsample_factor
-        self.condition = condition  # (hidden,): tells the decoder of the delay
+        self.condition = torch.empty(0)  # (hidden,): tells the decoder of the delay, once that is known
         self.samples = np.zeros(before, np.float32)  # that the next frame hears, too
         self.taken = 0  # samples in all
         self.edges: dict[str, torch.Tensor] = {}  # what the convolutions see before their next input
@@ -81,11 +82,12 @@ class RealtimeBackend:
         self._encoder, self._decoder = self._model.model.audio_tower, self._model.model.language_model
         for stack in (self._encoder, self._decoder):
             stack.config._attn_implementation = PACKED_SDPA
-        self._beginnings: dict[int, ModelStream] = {}  # by delay
         self.batching = ON_CPU if self.device == "cpu" else ON_GPU
         self.limits = Limits(options.rows or self.batching.rows, prefill_tokens=0)
         self.context_length = self._model.config.text_config.max_position_embeddings
         self.memory_bytes = memory_bytes(self._model)
+        self._silence = self._hear_silence()
+        self._beginnings: dict[int, ModelStream] = {}  # by delay
         self.description = f"{self.memory_bytes / 1e6:,.0f} MB of weights, {placement}"
 
     def audio_tokens(self, samples: int) -> int:
@@ -98,16 +100,23 @@ class RealtimeBackend:
             self._beginnings[delay_ms] = self._begin(delay_ms)
         return self._beginnings[delay_ms].copy()
 
+    @torch.inference_mode()
+    def _hear_silence(self) -> ModelStream:
+        """What every stream begins with, but for the last token, which hears a little of what comes next."""
+        stream = ModelStream(self._model, self._dtype, self._tensor_device, self._mel.before)
+        # A frame hears samples on both sides of its beginning: so many of those that follow a token.
+        lookahead = self._mel.before - self._mel.hop
+        self.hear([stream], [np.zeros((self.tokenizer.left_pads - 1) * self.tokenizer.step + lookahead, np.float32)])
+        return stream
+
     def _begin(self, delay_ms: int) -> ModelStream:
         delay = torch.full((1,), self.tokenizer.delay(delay_ms), dtype=self._dtype, device=self._tensor_device)
-        stream = ModelStream(self._model, self._model.model.time_embedding(delay), self._mel.before)
-        tokens = self.tokenizer.left_pads - 1  # the last hears a little of what comes next
-        # A frame hears samples on both sides of its beginning: so many of those that follow the last token.
-        lookahead = self._mel.before - self._mel.hop
-        self.hear([stream], [np.zeros(tokens * self.tokenizer.step + lookahead, np.float32)])
-        prompt = self.tokenizer.prompt(delay_ms)
-        for first in range(0, tokens, MOST_READ):
-            ids = prompt[first : min(first + MOST_READ, tokens)]
+        stream = copy.copy(self._silence)  # with the same encoder cache, for nothing is written into it
+        stream.condition = self._model.model.time_embedding(delay)
+        stream.reading = self._silence.reading.copy(0)
+        prompt = self.tokenizer.prompt(delay_ms)[: len(stream.audio)]
+        for first in range(0, len(prompt), MOST_READ):
+            ids = prompt[first : first + MOST_READ]
             self.read([stream], [ids], [0])
             self.keep(stream, len(ids))
         return stream
@@ -174,7 +183,7 @@ class RealtimeBackend:
         return free_memory(self._tensor_device)
 
     def close(self) -> None:
-        del self._model, self._encoder, self._decoder, self._mel, self._beginnings
+        del self._model, self._encoder, self._decoder, self._mel, self._silence, self._beginnings
         gc.collect()  # modules hold each other in cycles
         self.release_memory()
 
