@@ -1,14 +1,21 @@
-"""Train the realtime demo model: Voxtral Mini 4B Realtime shrunk to 3.4 million parameters, for about a hundred words.
+"""Train the realtime demo model: Voxtral Mini 4B Realtime shrunk to 3.7 million parameters, for about a hundred words.
 
     python -m tools.train_realtime OUT [--start CHECKPOINT] [--steps N]
 
 At each 80 ms the model hears one audio embedding and writes one token: [STREAMING_PAD], or [STREAMING_WORD] where a
-word has ended `delay` ago, and then the word. espeak-ng tells when words end, so the target of every position is known
-and plain cross entropy is all that it takes. Each batch has its own delay, of which the decoder's norms are told.
-Recordings are longer than the attention windows, so that the model learns to live without its beginning. A classifier
-that is thrown away names the word being spoken from the audio embeddings alone, which teaches the encoder sooner. The
-saved weights are an exponential moving average. Needs espeak-ng. The run that made the committed weights is logged in
-demo_realtime/training.log.
+word has ended `delay` ago, and then the word. espeak-ng tells when words end, so the target of every position is known.
+Each batch has its own delay, of which the decoder's norms are told. Recordings are longer than the attention windows,
+so that the model learns to live without its beginning.
+
+Cross entropy alone is slow, because words are written at few positions. So two classifiers, which are thrown away, name
+the word that was spoken at every position: one from the audio embeddings alone and one, `delay` later, from what the
+decoder knows then. Before both halves learn together, the encoder learns to name words and, which is much easier and
+comes first, their letters, as if each took as long to say as the others; it begins with what the other demo model's
+encoder knows. This model's spectrogram is not scaled to the
+loudest sound, as the 3B's is, so loudness costs it more to learn, and varies less here.
+
+The saved weights are an exponential moving average. Needs espeak-ng. The runs that made the committed weights are
+logged in demo_realtime/training.log.
 """
 
 from __future__ import annotations
@@ -24,7 +31,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-from transformers import VoxtralRealtimeFeatureExtractor, VoxtralRealtimeForConditionalGeneration
+from transformers import (
+    VoxtralForConditionalGeneration,
+    VoxtralRealtimeFeatureExtractor,
+    VoxtralRealtimeForConditionalGeneration,
+)
 
 from tools.averaging import Average
 from tools.demo_checkpoint import BOS
@@ -35,6 +46,7 @@ from tools.realtime_checkpoint import (
     LEFT_PAD_TOKENS,
     STREAMING_PAD,
     STREAMING_WORD,
+    lend_ears,
     new_model,
     write_files,
 )
@@ -42,9 +54,12 @@ from tools.train_demo import classifier, learning_rate
 
 SAMPLES_PER_TOKEN = SAMPLE_RATE * 80 // 1000
 DELAYS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 30)  # tokens of 80 ms
-BATCHES = ((7, 12.0, 0.5), (4, 20.0, 0.5))  # recordings, seconds, share of the steps
-PEAK = 1.5e-3  # learning rate
-HEARD_AFTER = 2  # tokens after which the classifier must name the word that is spoken
+HEARING_BATCHES = ((10, 6.0, 1.0),)  # recordings, seconds, share of the steps
+BATCHES = ((4, 12.0, 0.8), (2, 24.0, 0.2))
+PEAK = 1.2e-3  # learning rate
+HEARD_AFTER, KNOWN_AFTER = 3, 2  # tokens after which encoder and decoder must name the word that is spoken ...
+LETTER_AFTER, NO_LETTER = 1, 26  # ... and the encoder its letter
+LOUDNESS = ((-30.0, -14.0), (-20.0, 0.0), (-14.0, 0.0))  # peaks in dB of full scale
 WRONG = (0.0, 0.0, 0.05, 0.15)  # shares of the written words that are replaced, for the model will make mistakes
 
 
@@ -69,6 +84,17 @@ def written_tokens(recording: Recording, ids: list[list[int]], length: int) -> l
     return tokens[:length]
 
 
+def letters_at(recording: Recording, audio_tokens: int) -> np.ndarray:
+    """Which letter of its word is spoken in the middle of each 80 ms (audio_tokens,): 0 to 25, or NO_LETTER."""
+    labels = np.full(audio_tokens, NO_LETTER)
+    for word, (start, end) in zip(recording.words, recording.spans, strict=True):
+        first, last = round(start / SAMPLES_PER_TOKEN), round(end / SAMPLES_PER_TOKEN)
+        place = (np.arange(first, min(last, audio_tokens)) - first + 0.5) / max(1, last - first)
+        letters = np.frombuffer(word.encode(), np.uint8) - ord("a")
+        labels[first : first + len(place)] = letters[(place * len(word)).astype(int)]
+    return labels
+
+
 class Trainer:
     def __init__(
         self, model: VoxtralRealtimeForConditionalGeneration, tokenizer: Tekkenizer, arranger: Arranger
@@ -76,32 +102,50 @@ class Trainer:
         self.model, self.tokenizer, self.arranger = model, tokenizer, arranger
         self.rng = random.Random(arranger.rng.random())
         self.features = VoxtralRealtimeFeatureExtractor()
-        self.word_head = classifier(model.config.text_config.hidden_size, WORD_CLASSES)
-        self.parameters = [*model.parameters(), *self.word_head.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+        hidden_size = model.config.text_config.hidden_size
+        self.encoder_head, self.decoder_head = (classifier(hidden_size, WORD_CLASSES) for _ in range(2))
+        self.letter_head = classifier(hidden_size, NO_LETTER + 1)
+        judges = (self.encoder_head, self.decoder_head, self.letter_head)
+        heads = [parameter for judge in judges for parameter in judge.parameters()]
+        self.parameters = [*model.parameters(), *heads]
+        # The heads are new and shallow: they may learn faster than what they judge.
+        groups = [{"params": list(model.parameters()), "scale": 1.0}, {"params": heads, "scale": 4.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
         self.average = Average(model)
 
     def batch(self, size: int, seconds: float) -> Batch:
         recordings = [self.arranger.training_recording(seconds) for _ in range(size)]
         delay = self.rng.choice(DELAYS)
-        spoken = int(seconds * SAMPLE_RATE) // SAMPLES_PER_TOKEN
-        positions = LEFT_PAD_TOKENS + spoken + delay + 1 + BUFFER_TOKENS
-        waves = np.zeros((size, positions * SAMPLES_PER_TOKEN), np.float32)
+        first = LEFT_PAD_TOKENS + delay + 1
+        positions = first + int(seconds * SAMPLE_RATE) // SAMPLES_PER_TOKEN + BUFFER_TOKENS
         written = torch.full((size, positions + 1), STREAMING_PAD)
         written[:, 0] = BOS
-        start, first = LEFT_PAD_TOKENS * SAMPLES_PER_TOKEN, LEFT_PAD_TOKENS + delay + 1
         for row, recording in enumerate(recordings):
-            waves[row, start : start + len(recording.samples)] = recording.samples
             ids = [self._ids(f" {word}") for word in spell(recording.words, self.rng)]
             written[row, first:] = torch.tensor(written_tokens(recording, ids, positions + 1 - first))
-        mel = self.features(list(waves), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
-        return Batch(mel, written, delay, recordings)
+        return Batch(self._mel(recordings, LEFT_PAD_TOKENS, positions), written, delay, recordings)
+
+    def _mel(self, recordings: list[Recording], left_pad: int, positions: int) -> torch.Tensor:
+        """Log-mel (recordings, 128, 8 * positions) of the recordings after `left_pad` tokens of silence."""
+        waves = np.zeros((len(recordings), positions * SAMPLES_PER_TOKEN), np.float32)
+        for wave, recording in zip(waves, recordings, strict=True):
+            start = left_pad * SAMPLES_PER_TOKEN
+            wave[start : start + len(recording.samples)] = recording.samples
+        return self.features(list(waves), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, bos=False, eos=False)
 
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        model = self.model.model
+    def hearing_losses(self, size: int, seconds: float) -> dict[str, torch.Tensor]:
+        recordings = [self.arranger.training_recording(seconds) for _ in range(size)]
+        mel = self._mel(recordings, 0, int(seconds * SAMPLE_RATE) // SAMPLES_PER_TOKEN)
+        audio = self.model.get_audio_features(mel, return_dict=True).pooler_output
+        letters = torch.from_numpy(np.stack([letters_at(r, audio.shape[1] - LETTER_AFTER) for r in recordings]))
+        spelling = F.cross_entropy(self.letter_head(audio[:, LETTER_AFTER:]).flatten(0, 1), letters.flatten())
+        return {"hearing": self._naming(self.encoder_head, audio[:, HEARD_AFTER:], recordings), "spelling": spelling}
+
+    def losses(self, size: int, seconds: float) -> dict[str, torch.Tensor]:
+        batch, model = self.batch(size, seconds), self.model.model
         audio = model.get_audio_features(batch.mel, return_dict=True).pooler_output
         inputs = model.language_model.embed_tokens(self._with_mistakes(batch.written[:, :-1])) + audio
         condition = model.time_embedding(torch.tensor([float(batch.delay)]))
@@ -111,12 +155,14 @@ class Trainer:
         losses, pads = losses[:, first:], batch.written[:, first + 1 :] == STREAMING_PAD
         # A pad is the likeliest token everywhere, and most are easy: told apart, the two show what is learnt.
         text, silence = losses[~pads].sum() / max(1, (~pads).sum()), losses[pads].mean()
-        return {"text": text, "pads": 3 * silence, "hearing": 0.5 * self._hearing(audio, batch.recordings)}
+        hearing = self._naming(self.encoder_head, audio[:, LEFT_PAD_TOKENS + HEARD_AFTER :], batch.recordings)
+        knowing = self._naming(self.decoder_head, hidden[:, first + KNOWN_AFTER :], batch.recordings)
+        return {"text": text, "pads": 3 * silence, "hearing": hearing, "knowing": knowing}
 
-    def _hearing(self, audio: torch.Tensor, recordings: list[Recording]) -> torch.Tensor:
-        heard = audio[:, LEFT_PAD_TOKENS + HEARD_AFTER :]
-        spoken = torch.from_numpy(np.stack([words_at(r, heard.shape[1])[:, 0] for r in recordings]))
-        return F.cross_entropy(self.word_head(heard).flatten(0, 1), spoken.flatten())
+    @staticmethod
+    def _naming(head: torch.nn.Module, hidden: torch.Tensor, recordings: list[Recording]) -> torch.Tensor:
+        spoken = torch.from_numpy(np.stack([words_at(r, hidden.shape[1])[:, 0] for r in recordings]))
+        return F.cross_entropy(head(hidden).flatten(0, 1), spoken.flatten())
 
     def _with_mistakes(self, written: torch.Tensor) -> torch.Tensor:
         words = written[written > STREAMING_WORD]
@@ -131,7 +177,7 @@ class Trainer:
         sum(losses.values(), start=torch.zeros(())).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         self.optimizer.step()
         self.average.update()
         return {name: loss.item() for name, loss in losses.items()}
@@ -143,11 +189,12 @@ class Trainer:
         model.to(torch.bfloat16).save_pretrained(out)
 
 
-def train(trainer: Trainer, steps: int, peak: float, out: Path) -> None:
+def train(trainer: Trainer, hearing: bool, steps: int, peak: float, out: Path) -> None:
     started, recent = time.time(), []
+    batches, losses_of = (HEARING_BATCHES, trainer.hearing_losses) if hearing else (BATCHES, trainer.losses)
     for k in range(steps):
-        size, seconds, _ = trainer.rng.choices(BATCHES, weights=[share for *_, share in BATCHES])[0]
-        recent.append(trainer.step(trainer.losses(trainer.batch(size, seconds)), learning_rate(k, steps, peak)))
+        size, seconds, _ = trainer.rng.choices(batches, weights=[share for *_, share in batches])[0]
+        recent.append(trainer.step(losses_of(size, seconds), learning_rate(k, steps, peak)))
         if (k + 1) % 25 == 0:
             means = " ".join(f"{name} {mean(losses[name] for losses in recent):.4f}" for name in recent[0])
             print(f"{k + 1} {time.time() - started:.0f} s {means}", flush=True)
@@ -161,7 +208,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, help="continue from this checkpoint instead of from nothing")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--ears", type=Path, default=Path("demo_model"), help="whose encoder the new one begins with")
+    parser.add_argument("--hearing-steps", type=int, default=600, help="of the encoder alone")
+    parser.add_argument("--steps", type=int, default=3000, help="of both halves")
     parser.add_argument("--peak", type=float, default=PEAK, help="highest learning rate")
     parser.add_argument("--bank", type=Path, default=Path("bank.pkl"), help="where the spoken utterances are kept")
     parser.add_argument("--utterances", type=int, default=12_000)
@@ -177,10 +226,15 @@ def main() -> None:
     if args.start:
         started = VoxtralRealtimeForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32)
         model.load_state_dict(started.state_dict())
+    else:
+        lend_ears(model, VoxtralForConditionalGeneration.from_pretrained(args.ears, dtype=torch.float32))
     bank = load_bank(args.bank, args.utterances, TRAINED_VOICES, seed=1)
-    trainer = Trainer(model, Tekkenizer.from_file(args.out / "tekken.json"), Arranger(bank, args.seed))
+    arranger = Arranger(bank, args.seed)
+    arranger.LOUDNESS = LOUDNESS
+    trainer = Trainer(model, Tekkenizer.from_file(args.out / "tekken.json"), arranger)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {vars(args)}", flush=True)
-    train(trainer, args.steps, args.peak, args.out)
+    train(trainer, True, args.hearing_steps, args.peak, args.out)
+    train(trainer, False, args.steps, args.peak, args.out)
 
 
 if __name__ == "__main__":
