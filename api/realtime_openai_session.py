@@ -22,8 +22,8 @@ DELAYS_MS = {"minimal": 160, "low": 240, "medium": 480, "high": 960, "xhigh": 24
 ENCODINGS: dict[str, tuple[Encoding, int]] = {
     "audio/pcm": ("pcm_s16le", 24_000), "audio/pcmu": ("pcm_mulaw", 8_000), "audio/pcma": ("pcm_alaw", 8_000),
 }  # fmt: skip
-# What a conversation is asked for, and a transcription would leave undone.
 ONLY_TRANSCRIBES = "This server transcribes and does not answer."
+# What a conversation is asked for, and a transcription would leave undone.
 OF_CONVERSATIONS = ("instructions", "tools", "voice", "output_audio_format")
 
 
@@ -37,7 +37,7 @@ class Transcription(BaseModel):
     language: str | None = None
     languages: list[str] | None = None
     keywords: list[str] | None = None
-    prompt: str | None = None
+    prompt: str | None = Field(None, max_length=20_000)
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
     # Not OpenAI's: audio that is heard at once, and how many likeliest tokens stand beside each in `logprobs`.
     interval_ms: int | None = Field(None, ge=80, le=5_000)

@@ -21,7 +21,8 @@ def server() -> Iterator[Server]:
     """One server for all tests that leave it as they found it; a fault that they cause shows in the next one."""
     with Server("--demo", HEARTBEAT_SECONDS="0.2") as running:
         yield running
-        running.wait_until(lambda health: health["requests"] == health["chunks_running"] == 0)
+        at_work = ("requests", "chunks_running", "live_sessions")
+        running.wait_until(lambda health: not any(health[name] for name in at_work))
 
 
 @pytest.fixture(scope="session")
