@@ -158,7 +158,7 @@ def _check_unused(model: Model) -> None:
 
 
 def describe_model(service: Service, model: Model) -> dict[str, Any]:
-    spec = model.spec
+    spec, streams = model.spec, service.streams(model)
     return {
         "id": spec.id,
         "object": "model",
@@ -170,13 +170,13 @@ def describe_model(service: Service, model: Model) -> dict[str, Any]:
         "aliases": list(service.models.names.of(spec))[1:],
         "max_context_length": model.loaded.backend.context_length if model.loaded else CONTEXT_LENGTH,
         "capabilities": {
-            "completion_chat": True, "function_calling": True, "audio": True, "audio_transcription": True,
+            "completion_chat": not streams, "function_calling": not streams, "audio": True, "audio_transcription": True,
             "audio_transcription_realtime": True,
         },
         "audio_transcription_capabilities": {
             "modes": ["offline", "realtime"], "diarization": False, "context_bias": True, "turn_detection": True,
             "timestamp_granularities": ["segment", "word"], "languages": list(spec.languages),
-            "streaming_delays_ms": STREAMING_DELAYS_MS if service.streams(model) else [],
+            "streaming_delays_ms": STREAMING_DELAYS_MS if streams else [],
         },
         "downloaded": model.folder is not None,
         "loaded": model.loaded is not None,
