@@ -128,7 +128,7 @@ async def _files(service: Service, recordings: list[Recording]) -> list[BinaryIO
                 files.append(await service.remote.fetch(recording.data, recording.param))
             else:
                 limit_mb = service.settings.max_audio_size_mb
-                files.append(await base64_file(recording.data, recording.param, limit_mb))
+                files.append(await base64_file(recording.data, recording.param, limit_mb, recording.raw_rate))
     except BaseException:
         for file in files:
             file.close()

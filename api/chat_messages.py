@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from api.chat_schema import ChatBody, ChatMessage
 from api.errors import invalid, unsupported
 from transcript import Conversation, Message, Slot, ToolCall
+
+RAW = re.compile(r"pcm_s16le_(8000|16000|22050|24000|32000|44100|48000)")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Recording:
     data: object
     param: str
     may_be_address: bool = True
+    raw_rate: int | None = None  # Hz of samples that are in no file: PCM, s16le, mono
 
 
 def conversation_of(body: ChatBody) -> tuple[Conversation, list[Recording]]:
@@ -47,14 +51,14 @@ def conversation_of(body: ChatBody) -> tuple[Conversation, list[Recording]]:
 def _turn(message: ChatMessage, index: int, recordings: list[Recording]) -> Message:
     parts: list[str | Slot] = []
     for part in _parts(message):
-        audio = _audio_of(part)
+        audio, form = _audio_of(part)
         if audio is None:
             parts.append(_text_of(part, index))
             continue
         if message.role != "user":
             raise invalid(f"messages.{index}", "Only messages of the user can hold audio.")
         parts.append(Slot.AUDIO)
-        recordings.append(Recording(audio, f"messages.{index}.content"))
+        recordings.append(Recording(audio, f"messages.{index}.content", raw_rate=_raw_rate(form)))
     calls = tuple(
         ToolCall(call.id, call.function.name, _json_text(call.function.arguments)) for call in message.tool_calls or ()
     )
@@ -75,13 +79,19 @@ def _parts(message: ChatMessage) -> list[dict[str, Any]]:
     return message.content or []
 
 
-def _audio_of(part: dict[str, Any]) -> object | None:
-    """The base64 or address in an audio part of any dialect; None for a part that is not audio."""
+def _audio_of(part: dict[str, Any]) -> tuple[object | None, object]:
+    """The base64 or address in an audio part of any dialect, and its format; None for a part that is not audio."""
     for kind, key in (("input_audio", "data"), ("audio_url", "url"), ("file", "file_data")):
         if kind in part:
             value = part[kind]
-            return (value.get(key) or "") if isinstance(value, dict) else value
-    return None
+            return (value.get(key) or "", value.get("format")) if isinstance(value, dict) else (value, None)
+    return None, None
+
+
+def _raw_rate(form: object) -> int | None:
+    """Of `pcm_s16le_16000`, as EchoPanel writes it. The format of a file is known by its content."""
+    found = RAW.fullmatch(form) if isinstance(form, str) else None
+    return int(found[1]) if found else None
 
 
 def _text_of(part: dict[str, Any], index: int) -> str:

@@ -30,7 +30,8 @@ class ChatMessage(BaseModel):
     content: str | list[dict[str, Any]] | None = Field(
         None,
         description="text, or parts: {type: text, text}, {type: input_audio, input_audio: {data: base64}}, "
-        "{type: audio_url, audio_url: {url}}, {type: file, file: {file_data: data URL}}; audio only from the user",
+        "{type: audio_url, audio_url: {url}}, {type: file, file: {file_data: data URL}}; audio only from the user. "
+        "With a format of pcm_s16le_16000, or of another rate, the audio is bare samples",
     )
     tool_calls: list[AssistantToolCall] | None = Field(None, description="that the assistant made")
     tool_call_id: str | None = Field(None, description="the call that a message of role tool answers")

@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 import re
+import struct
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from tempfile import SpooledTemporaryFile
@@ -193,8 +194,9 @@ def is_address(text: object) -> bool:
     return isinstance(text, str) and ADDRESS.match(text) is not None
 
 
-async def base64_file(text: object, param: str, limit_mb: int) -> BinaryIO:
-    """Decode base64, with or without a `data:` prefix, into a file that is in memory only while small."""
+async def base64_file(text: object, param: str, limit_mb: int, raw_rate: int | None = None) -> BinaryIO:
+    """Decode base64, with or without a `data:` prefix, into a file that is in memory only while small. With `raw_rate`
+    it is samples of 16 bits, mono, at so many Hz, and the file is a WAV."""
     if not isinstance(text, str) or not text:
         raise invalid(param, f"{param} must be a string of base64 audio.")
     if is_address(text):
@@ -203,10 +205,10 @@ async def base64_file(text: object, param: str, limit_mb: int) -> BinaryIO:
             f"{param} is an address. Send the audio itself as base64, or the address in file_url of a transcription "
             "or in a part of type audio_url of a chat.",
         )
-    return await asyncio.to_thread(_decode_base64, text, param, limit_mb)
+    return await asyncio.to_thread(_decode_base64, text, param, limit_mb, raw_rate)
 
 
-def _decode_base64(text: str, param: str, limit_mb: int) -> BinaryIO:
+def _decode_base64(text: str, param: str, limit_mb: int, raw_rate: int | None) -> BinaryIO:
     prefix = DATA_URL.match(text)
     start = prefix.end() if prefix else 0
     if (len(text) - start) * 3 // 4 > limit_mb * 1_000_000 + 2:
@@ -215,6 +217,8 @@ def _decode_base64(text: str, param: str, limit_mb: int) -> BinaryIO:
         text, start = "".join(text[start:].split()), 0
     file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115 - handed to the caller
     try:
+        if raw_rate:
+            file.write(_wav_header(raw_rate, -(-(len(text) - start) // 4) * 3))
         for at in range(start, len(text), BASE64_SLICE):
             piece = text[at : at + BASE64_SLICE]
             file.write(base64.b64decode(piece + "=" * (-len(piece) % 4), validate=True))
@@ -222,3 +226,9 @@ def _decode_base64(text: str, param: str, limit_mb: int) -> BinaryIO:
         file.close()
         raise invalid(param, f"{param} is not valid base64.") from None
     return file
+
+
+def _wav_header(rate: int, most_bytes: int) -> bytes:
+    """Of s16le samples, mono. A file may have fewer than its header says."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+    return struct.pack("<4sI4s", b"RIFF", 36 + most_bytes, b"WAVE") + form + struct.pack("<4sI", b"data", most_bytes)
