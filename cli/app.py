@@ -158,7 +158,25 @@ def listen(  # noqa: PLR0913 - its options
         typer.Option("--input", help="Play a file as if it were spoken now; `-`: what is piped in.", metavar="FILE"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Microphone by its number or name.")] = None,
-    interval: Annotated[float, typer.Option(min=1, max=60, help="Longest seconds that are sent at once.")] = 20,
+    longest: Annotated[float, typer.Option(min=1, max=60, help="Longest seconds that are sent at once.")] = 20,
+    live: Annotated[
+        bool, typer.Option("--live", help="Print while it is spoken, by the realtime socket; so do the next three.")
+    ] = False,
+    delay: Annotated[
+        int | None,
+        typer.Option(
+            min=80, max=2400, help="Milliseconds by which text follows speech: 80, 160 … 1200, or 2400.", metavar="MS"
+        ),
+    ] = None,
+    interval: Annotated[
+        float | None, typer.Option(min=0.08, max=5, help="Seconds of audio that the model hears at once.")
+    ] = None,
+    alt: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="Show [this|other] where another token is at least so likely, beside the likeliest."
+        ),
+    ] = None,
     model: Model = "whisper-1",
     language: Language = None,
     prompt: Prompt = None,
@@ -171,12 +189,17 @@ def listen(  # noqa: PLR0913 - its options
     """Transcribe what is spoken, a line for each utterance, when a pause ends it. Ctrl-C ends it all."""
     if input and device:
         raise typer.BadParameter("a file has no device.", param_hint="--device")
+    if delay is not None and delay != 2400 and (delay > 1200 or delay % 80):
+        raise typer.BadParameter("80 to 1200 in steps of 80, or 2400.", param_hint="--delay")
     if input == "-":
         _check_pipe("--input")
     # These bring numpy and PyAV, which the other commands need not wait for.
     from cli import listening, sources
+    from cli import live as live_listening
     from cli.recordings import stdin_pipe
 
+    options = live_listening.Live(delay, interval, alt)
+    is_live = live or options != live_listening.Live()
     wanted = Wanted("text", model, language, prompt, tuple(keyword or ()))
     with connected(server, api_key, quiet, debug) as (client, screen):
         client.health()  # lest somebody speak to nobody
@@ -186,7 +209,10 @@ def listen(  # noqa: PLR0913 - its options
             source = sources.Played(stdin_pipe(), paced=False)
         else:
             source = sources.Played(input, paced=True)
-        status = listening.listen(source, client, wanted, interval, screen)
+        if is_live:
+            status = live_listening.listen_live(source, client, wanted, options, screen)
+        else:
+            status = listening.listen(source, client, wanted, longest, screen)
     raise typer.Exit(status)
 
 

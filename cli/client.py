@@ -98,9 +98,10 @@ class Client:
     """One server. All methods raise Failure; `warn` is told what the user should know meanwhile."""
 
     def __init__(self, server: str, key: str | None, warn: Callable[[str], None]) -> None:
-        self._server, self._warn = server.rstrip("/").removesuffix("/v1"), warn
+        self.server, self.key = server.rstrip("/").removesuffix("/v1"), key
+        self._warn = warn
         self._http = httpx.Client(
-            base_url=self._server,
+            base_url=self.server,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
         )
@@ -129,7 +130,7 @@ class Client:
                 done = event["status"] == "success"
                 yield event
         if not done:
-            raise self._broken()
+            raise self.broken()
 
     def progress(self, request_id: str) -> Figures | None:
         """Of the transcription with this id; None until its recording has arrived."""
@@ -180,7 +181,7 @@ class Client:
                 if event["finish_reason"] == "length":
                     self._warn(f"{name}: the text may be cut short, its longest allowed length was reached")
         if not done:
-            raise self._broken()
+            raise self.broken()
         yield "\n"
 
     def _get(self, path: str) -> dict[str, Any]:
@@ -195,21 +196,29 @@ class Client:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             log.debug("no connection", exc_info=error)
-            raise NoServer(
-                f"no server answers at {self._server}. Start one with ./start_server.sh, or say with --server or "
-                "VOXTRAL_SERVER where it is."
-            ) from None
+            raise self.nobody() from None
         except httpx.RequestError as error:
             log.debug("broken connection", exc_info=error)
-            raise self._broken() from None
+            raise self.broken() from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             log.debug("strange answer", exc_info=error)
-            raise Failure(f"what answers at {self._server} is not Voxtral Local. Check --server.") from None
+            raise self.stranger() from None
         except OSError as error:
             raise Failure(f"{error.strerror or error}.") from None
 
-    def _broken(self) -> Failure:
-        return Failure(f"the connection to {self._server} broke before the answer was whole. Its log may say why.")
+    # What can be wrong with it.
+
+    def nobody(self) -> Failure:
+        return NoServer(
+            f"no server answers at {self.server}. Start one with ./start_server.sh, or say with --server or "
+            "VOXTRAL_SERVER where it is."
+        )
+
+    def broken(self) -> Failure:
+        return Failure(f"the connection to {self.server} broke before the answer was whole. Its log may say why.")
+
+    def stranger(self) -> Failure:
+        return Failure(f"what answers at {self.server} is not Voxtral Local. Check --server.")
 
 
 def _check(response: httpx.Response) -> None:

@@ -39,7 +39,7 @@ def listen(source: Source, client: Client, wanted: Wanted, longest: float, scree
     """Until the source ends or Ctrl-C, after which what was spoken is still heard. Returns the exit status."""
     waiting: Waiting = queue.Queue(MOST_WAITING)
     lost = False
-    with _interruptible(source) as interrupted, screen.bars(*COLUMNS) as meter:
+    with interruptible(source) as interrupted, screen.bars(*COLUMNS) as meter:
         threading.Thread(target=_record, args=(source, longest, waiting, meter), daemon=True).start()
         for utterances in _batches(waiting):
             speech = np.concatenate(utterances)
@@ -55,7 +55,7 @@ def listen(source: Source, client: Client, wanted: Wanted, longest: float, scree
 
 
 @contextmanager
-def _interruptible(source: Source) -> Iterator[threading.Event]:
+def interruptible(source: Source) -> Iterator[threading.Event]:
     """Ctrl-C switches the source off, and only the second one ends everything at once."""
     interrupted = threading.Event()
 
