@@ -1,8 +1,8 @@
 """Live sessions of a model that writes while it hears.
 
-With turn detection the model hears turns only, so that nothing is computed while nobody speaks. In a pause that may end
-a turn it is flushed: the last words come at once and not after its delay. What is in the pause waits, and is heard if
-the turn goes on.
+With turn detection the model hears turns only, so that nothing is computed while nobody speaks. Where a turn ends it is
+flushed: the last words come at once and not after its delay. Where the delay is long it is flushed in a pause that may
+end a turn, and what is in the pause waits, to be heard if the turn goes on.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from engine.live_worker import LiveWorker  # brings torch, which takes seconds
 
 CATCHING_UP = SAMPLE_RATE  # samples that a model which is behind gets at once at least
+# By which words must come sooner for a flush in a pause: the model hears more than a second of silence for it.
+LEAST_GAIN_MS = 250
 
 
 @dataclass
@@ -60,6 +62,7 @@ class StreamingSession(ListeningSession):
         self._tape = Tape()
         self._sent = self._flushed = 0  # up to where the stream was fed, and flushed, in samples of the session
         self._in_turn = False
+        self._writing: _Utterance
         self._stream: LiveStream
         self._text: StreamText
         self._writer: asyncio.Task[None] | None = None  # on the stream and its text
@@ -127,9 +130,12 @@ class StreamingSession(ListeningSession):
 
     def _heard_all(self) -> None:
         paused = self._turns is not None and self._turns.paused
+        waits = paused and self._sent == self._flushed
         catches_up = self._stream.backlog > self._settings.realtime_backlog_soft_seconds * SAMPLE_RATE
-        if self._hears and not paused and (not catches_up or self.fed - self._sent >= CATCHING_UP):
+        if self._hears and not waits and (not catches_up or self.fed - self._sent >= CATCHING_UP):
             self._send(self.fed)
+        if paused and self._writing.number == self._number:
+            self._turns.sentence_ended = bool(SENTENCE_END.search(self._writing.text))
         self._tape.forget(self._sent if self._hears else self._turns.earliest)
 
     def _send(self, until: int) -> None:
@@ -147,8 +153,11 @@ class StreamingSession(ListeningSession):
         self._in_turn = True
 
     def _turn_paused(self) -> None:
-        self._send(self._judged)
-        self._set("paused", self._number)
+        turns = self.request.turn_detection
+        without = min(self._stream.options.delay_ms, turns.silence_ms(sentence_ended=False))
+        if without - turns.pause_ms >= LEAST_GAIN_MS:
+            self._send(self._judged)
+            self._set("paused", self._number)
 
     def _utterance_ended(self, number: int, start: int, end: int, last: int) -> None:
         """What is behind a pause is silence, unless `last` says that there was something after all."""
@@ -173,7 +182,7 @@ class StreamingSession(ListeningSession):
 
     def _set(self, kind: MarkKind, number: int, bounds: tuple[int, int] = (0, 0)) -> None:
         flush, self._flushed = self._sent > self._flushed, self._sent
-        self._text.set(Mark(kind, number, self._sent, bounds, self._loop.time(), flush))
+        self._text.set(Mark(kind, number, bounds, self._loop.time(), flush))
 
     def _finish(self) -> None:
         self._stream.finish()
@@ -183,7 +192,8 @@ class StreamingSession(ListeningSession):
     async def _write(self, text: StreamText) -> None:
         number, more = 0, True
         while more:
-            more = await self._write_utterance(_Utterance(number), text)
+            self._writing = _Utterance(number)
+            more = await self._write_utterance(self._writing, text)
             number += 1
 
     async def _write_utterance(self, utterance: _Utterance, text: StreamText) -> bool:
@@ -230,13 +240,9 @@ class StreamingSession(ListeningSession):
         """Do what is to be done here. Whether the utterance ends."""
         if mark.kind == "flushed":
             self._tell(LiveFlushed(mark.number))
-        elif mark.kind == "paused":
-            if self._turns and self._turns.paused and mark.at == self._flushed:  # it is the same pause still
-                self._turns.sentence_ended = bool(SENTENCE_END.search(utterance.text))
-        else:
+        if mark.kind in ("ended", "dropped"):
             utterance.end = mark
-            return True
-        return False
+        return utterance.end is not None
 
     async def _tell_done(self, utterance: _Utterance, end: Mark, text: str, segments: tuple[Segment, ...]) -> None:
         language = self.request.language

@@ -22,7 +22,6 @@ MarkKind = Literal["paused", "flushed", "ended", "dropped"]
 class Mark:
     kind: MarkKind
     number: int  # of the utterance
-    at: int  # up to where the stream was fed, in samples of the session
     bounds: tuple[int, int]  # samples of the utterance
     set_at: float  # when, on the event loop's clock
     flush: bool  # False: nothing was fed since the last one, and it passes right behind what is there

@@ -44,6 +44,11 @@ class TurnDetection:
         return after_sentence if sentence_ended else elsewhere
 
     @property
+    def pause_ms(self) -> float:
+        """Silence after which a turn may be over."""
+        return self.silence_ms(sentence_ended=True) / 2
+
+    @property
     def release(self) -> float:
         """`end_threshold`, or what stands for it; never so low that nothing ends a turn."""
         if self.end_threshold is not None:
@@ -95,7 +100,7 @@ class TurnTracker:
         self.sentence_ended = False  # whether the text of the turn does; whoever knows the text says so
         self._detection = detection
         self._prefix = _samples(detection.prefix_padding_ms)
-        self._early = _samples(detection.silence_ms(sentence_ended=True) / 2)
+        self._early = _samples(detection.pause_ms)
         self._position = position  # samples judged
         self._ended = position  # no turn to come begins before
         self._spoken = self._surely_spoken = 0  # where speech was last, by the lower and by the higher bar
