@@ -181,8 +181,8 @@ class StreamingSession(ListeningSession):
         self._set("flushed", number)
 
     def _set(self, kind: MarkKind, number: int, bounds: tuple[int, int] = (0, 0)) -> None:
-        flush, self._flushed = self._sent > self._flushed, self._sent
-        self._text.set(Mark(kind, number, bounds, self._loop.time(), flush))
+        self._flushed = self._sent
+        self._text.set(Mark(kind, number, bounds, self._loop.time()))
 
     def _finish(self) -> None:
         self._stream.finish()

@@ -24,7 +24,6 @@ class Mark:
     number: int  # of the utterance
     bounds: tuple[int, int]  # samples of the utterance
     set_at: float  # when, on the event loop's clock
-    flush: bool  # False: nothing was fed since the last one, and it passes right behind what is there
 
 
 class StreamText:
@@ -43,12 +42,8 @@ class StreamText:
         self._places.append((self._stream.fed, position))
 
     def set(self, mark: Mark) -> None:
-        if mark.flush:
-            self._stream.flush()
-        if mark.flush or self._marks:
-            self._marks.append(mark)
-        else:
-            self._passed.put_nowait(mark)
+        self._stream.flush()
+        self._marks.append(mark)
 
     async def next(self) -> LiveToken | Mark | None:
         """Tokens with their samples of the session, and marks; None at the end. Raises EngineError."""
@@ -69,20 +64,11 @@ class StreamText:
     async def _read(self) -> None:
         try:
             async for item in self._stream:
-                if isinstance(item, Flushed):
-                    self._pass_marks()
-                else:
-                    self._passed.put_nowait(item)
+                self._passed.put_nowait(self._marks.popleft() if isinstance(item, Flushed) else item)
         except EngineError as error:
             self._passed.put_nowait(error)
             return
-        for item in (*self._marks, None):
-            self._passed.put_nowait(item)
-
-    def _pass_marks(self) -> None:
-        self._passed.put_nowait(self._marks.popleft())
-        while self._marks and not self._marks[0].flush:
-            self._passed.put_nowait(self._marks.popleft())
+        self._passed.put_nowait(None)
 
     def cancel(self) -> None:
         self._stream.cancel()

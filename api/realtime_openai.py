@@ -18,7 +18,7 @@ from transcript import TextToken
 MOST_BYTES = 15 * 1024 * 1024  # of audio in one event
 LEAST_COMMIT_MS = 100
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
-FIXED = ("delay", "interval_ms", "top_logprobs")  # once audio was heard
+FIXED = ("delay", "delay_ms", "interval_ms", "top_logprobs")  # once audio was heard
 
 
 class OpenAIDialect(Dialect):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from api.errors import ApiError, from_validation, invalid, unsupported
 from api.keywords import keywords_of
 from api.realtime_dialect import LiveModel, expected_words, known_language
+from engine.live import DELAYS_MS as TRAINED_FOR_MS
 from live import LiveRequest
 from pcm import Encoding
 from turns import Eagerness, TurnDetection
@@ -39,9 +40,22 @@ class Transcription(BaseModel):
     keywords: list[str] | None = None
     prompt: str | None = Field(None, max_length=20_000)
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
-    # Not OpenAI's: audio that is heard at once, and how many likeliest tokens stand beside each in `logprobs`.
+    # Not OpenAI's: the delay as a number, audio that is heard at once, and how many likeliest tokens stand beside each
+    # in `logprobs`.
+    delay_ms: int | None = None
     interval_ms: int | None = Field(None, ge=80, le=5_000)
     top_logprobs: int | None = Field(None, ge=0, le=5)
+
+    @field_validator("delay_ms")
+    @classmethod
+    def _trained_for(cls, value: int | None) -> int | None:
+        if value is not None and value not in TRAINED_FOR_MS:
+            raise ValueError("it can be 80 to 1200 in steps of 80, or 2400")
+        return value
+
+    @property
+    def chosen_delay_ms(self) -> int | None:
+        return self.delay_ms or (DELAYS_MS[self.delay] if self.delay else None)
 
 
 class ServerVad(BaseModel):
@@ -99,7 +113,7 @@ class SessionConfig(BaseModel):
             language=_language(asked),
             prompt=None if model.streams else asked.prompt or None,
             keywords=tuple(dict.fromkeys(words)),
-            delay_ms=DELAYS_MS[asked.delay] if asked.delay and model.streams else None,
+            delay_ms=asked.chosen_delay_ms if model.streams else None,
             interval_ms=asked.interval_ms,
             top_logprobs=asked.top_logprobs or 0,
             turn_detection=self._turns(),
@@ -118,7 +132,7 @@ class SessionConfig(BaseModel):
         heard["format"]["rate"] = self.encoding[1]
         heard["transcription"]["model"] = model.name
         if not model.streams:
-            heard["transcription"] |= {"delay": None, "interval_ms": None}
+            heard["transcription"] |= {"delay": None, "delay_ms": None, "interval_ms": None}
         if heard["turn_detection"]:
             heard["turn_detection"].pop("idle_timeout_ms", None)
         return shown

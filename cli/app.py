@@ -57,6 +57,12 @@ def _key(key: str | None) -> str | None:
     return key
 
 
+def _delay(milliseconds: int | None) -> int | None:
+    if milliseconds not in (None, *range(80, 1201, 80), 2400):
+        raise typer.BadParameter("it can be 80 to 1200 in steps of 80, or 2400.")
+    return milliseconds
+
+
 Server = Annotated[
     str, typer.Option(envvar="VOXTRAL_SERVER", callback=_address, help="Where the server is.", metavar="URL")
 ]
@@ -70,6 +76,19 @@ Model = Annotated[str, typer.Option(help="Id or alias of a model that the server
 Language = Annotated[str | None, typer.Option("--language", "-l", help="What is spoken, as `en` or `English`.")]
 Prompt = Annotated[str | None, typer.Option(help="Names, spellings and style to expect.")]
 Keyword = Annotated[list[str] | None, typer.Option("--keyword", "-k", help="A word to expect. May be repeated.")]
+Delay = Annotated[
+    int | None,
+    typer.Option(callback=_delay, metavar="MS", help="Milliseconds by which text follows speech, 80 to 2400; live."),
+]
+Interval = Annotated[
+    float | None, typer.Option(min=0.08, max=5, help="Seconds of audio that the model hears at once; live.")
+]
+Alternatives = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001, max=1, help="Show this|other in brackets where the other token is so likely beside this one; live."
+    ),
+]
 SERVER = "http://127.0.0.1:11344"
 
 
@@ -159,24 +178,10 @@ def listen(  # noqa: PLR0913 - its options
     ] = None,
     device: Annotated[str | None, typer.Option(help="Microphone by its number or name.")] = None,
     longest: Annotated[float, typer.Option(min=1, max=60, help="Longest seconds that are sent at once.")] = 20,
-    live: Annotated[
-        bool, typer.Option("--live", help="Print while it is spoken, by the realtime socket; so do the next three.")
-    ] = False,
-    delay: Annotated[
-        int | None,
-        typer.Option(
-            min=80, max=2400, help="Milliseconds by which text follows speech: 80, 160 … 1200, or 2400.", metavar="MS"
-        ),
-    ] = None,
-    interval: Annotated[
-        float | None, typer.Option(min=0.08, max=5, help="Seconds of audio that the model hears at once.")
-    ] = None,
-    alt: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01, max=1, help="Show [this|other] where another token is at least so likely, beside the likeliest."
-        ),
-    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Print what is spoken while it is spoken.")] = False,
+    delay: Delay = None,
+    interval: Interval = None,
+    alt: Alternatives = None,
     model: Model = "whisper-1",
     language: Language = None,
     prompt: Prompt = None,
@@ -186,11 +191,12 @@ def listen(  # noqa: PLR0913 - its options
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Transcribe what is spoken, a line for each utterance, when a pause ends it. Ctrl-C ends it all."""
+    """Transcribe what is spoken, a line for each utterance, when a pause ends it. Ctrl-C ends it all.
+
+    With --live, or an option that ends in "live", a realtime model prints words as they are spoken.
+    """
     if input and device:
         raise typer.BadParameter("a file has no device.", param_hint="--device")
-    if delay is not None and delay != 2400 and (delay > 1200 or delay % 80):
-        raise typer.BadParameter("80 to 1200 in steps of 80, or 2400.", param_hint="--delay")
     if input == "-":
         _check_pipe("--input")
     # These bring numpy and PyAV, which the other commands need not wait for.

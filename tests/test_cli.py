@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from cli.app import app
+from cli.live import shown
 from cli.recordings import wav_header
 from cli.utterances import FRAME_MS, Utterances
 from tests.serving import ROOT, Server, clean_environment, run_cli
@@ -118,6 +121,7 @@ def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
         ["transcribe", "a.wav", "--format", "docx"],
         ["models", "--server", "localhost:11344"],
         ["listen", "--input", "a.wav", "--device", "1"],
+        ["listen", "--delay", "100"],
     ],
     ids=" ".join,
 )
@@ -192,6 +196,37 @@ def test_a_pipe_is_listened_to_without_waiting_for_its_end(server: Server) -> No
         process.stdin.close()
         assert process.wait(60) == 0
         assert process.stderr.read() == b""
+
+
+def test_live_every_turn_is_a_line_and_the_server_is_told_what_was_asked(server: Server) -> None:
+    """The rate of a pipe is the model's, and it is sent as fast as the server takes it."""
+    options = ["--live", "--delay", "240", "--interval", "0.5", "--alt", "0.001", "--language", "en"]
+    with started(server.url, "listen", "--input", "-", *options) as process:
+        out, error = process.communicate(samples_of(spoken_twice()))
+    assert (process.returncode, error) == (0, b"")
+    first, second = (re.sub(r"\[(\w+)[^]]*\]", r"\1", line) for line in out.decode().splitlines())
+    assert_heard(SHORT.words, first, share=0.34)
+    assert_heard(OTHER.words, second, share=0.34)
+
+
+def test_a_token_that_may_be_another_one_is_shown_with_it() -> None:
+    def entry(token: str, share: float, *top: tuple[str, float]) -> dict[str, object]:
+        scores = [{"token": other, "logprob": math.log(of)} for other, of in top]
+        return {"token": token, "logprob": math.log(share), "top_logprobs": scores}
+
+    bravo = entry(" bravo", 0.6, (" bravo", 0.6), (" brave", 0.3), (" bra", 0.01), (" ", 0.4))
+    delta = {"delta": "alpha bravo", "logprobs": [entry(" alpha", 0.9), bravo]}
+    assert shown(delta, 0.5) == "alpha [bravo|brave]"
+    assert shown(delta, 0.9) == "alpha bravo"
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "one that has /v1/realtime"), (403, "--api-key")])
+def test_a_server_without_live_sessions_is_said_in_one_line(status: int, said: str) -> None:
+    healthy = answering(b'{"model_state": "loaded"}')
+    with Scripted(healthy, refusal(status, "No.")) as server:
+        result = called(server.url, "listen", "--live", "--input", str(SHORT.path))
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert said in result.stderr
 
 
 SOUNDDEVICE = """
@@ -368,6 +403,10 @@ def refusal(status: int, message: str, **headers: str) -> Callable[[BaseHTTPRequ
     return lambda request: answer(request, status, json.dumps({"error": {"message": message}}).encode(), **headers)
 
 
+def answering(body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    return lambda request: answer(request, 200, body)
+
+
 def event(**payload: object) -> bytes:
     return f"data: {json.dumps(payload)}\n\n".encode()
 
@@ -377,7 +416,7 @@ DONE = event(type="transcription.done", finish_reason="stop")
 
 
 def stream(*events: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
-    return lambda request: answer(request, 200, b"".join(events))
+    return answering(b"".join(events))
 
 
 def test_text_is_printed_before_the_answer_has_ended() -> None:

@@ -91,6 +91,8 @@ def test_a_delay_is_the_streaming_models_and_null_where_there_is_none() -> None:
     session = updated(speaker, update({"transcription": {"model": "live"}}))
     assert session["audio"]["input"]["transcription"]["delay"] == "low"
     assert (speaker.model.name, speaker.request.delay_ms) == ("live", 240)
+    updated(speaker, update({"transcription": {"delay_ms": 80}}))
+    assert speaker.request.delay_ms == 80
 
 
 def test_a_prompt_of_words_is_expected_by_models_that_read_no_prompt_and_others_are_refused() -> None:
@@ -110,6 +112,7 @@ INPUT = "session.audio.input"
     ({"audio": {"input": {"transcription": {"language": "klingon"}}}}, f"{INPUT}.transcription.language"),
     ({"audio": {"input": {"transcription": {"languages": ["en", "de"]}}}}, f"{INPUT}.transcription.languages"),
     ({"audio": {"input": {"transcription": {"delay": "soon"}}}}, f"{INPUT}.transcription.delay"),
+    ({"audio": {"input": {"transcription": {"delay_ms": 100}}}}, f"{INPUT}.transcription.delay_ms"),
     ({"audio": {"input": {"transcription": {"keywords": ["x" * 101]}}}}, f"{INPUT}.transcription.keywords"),
     ({"audio": {"input": {"transcription": None}}}, f"{INPUT}.transcription"),
     ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, f"{INPUT}.noise_reduction"),
