@@ -214,7 +214,8 @@ def main(arguments: list[str]) -> int:
     print(f"Voxtral Local listens on http://{shown}:{port} (model {settings.voxtral_model_id})", flush=True)
     # "on": a start that fails ends the server, where "auto" would serve 500s.
     # Messages are not compressed: most are raw audio in base64, which takes long and gains little.
-    sockets = {"ws_max_size": MOST_MESSAGE_BYTES, "ws_per_message_deflate": False}
+    # A pong is read behind the messages of a sender that waits for the model, and may be late without limit.
+    sockets = {"ws_max_size": MOST_MESSAGE_BYTES, "ws_per_message_deflate": False, "ws_ping_timeout": None}
     config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS, **sockets)
     uvicorn.Server(config).run(sockets=[listening])
     return 0

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.backends import load_backend, start_worker
+from engine.backends.base import LoadOptions
 from engine.core import JobFailed
+from engine.live import LiveOptions, LiveToken
 from live import (
     Committed,
     LiveError,
@@ -23,6 +27,7 @@ from live import (
 )
 from replacements import Replacements
 from tests.listening import SILENCE, Desk, ScriptedStreams, ears, hear, of, told, until
+from tests.realtime import noise, write_random_model
 from tests.scripted import WORDS, spoken
 from tests.speech import SAMPLE_RATE
 from turns import TurnDetection
@@ -263,3 +268,27 @@ async def test_a_stream_that_fails_ends_the_session_after_what_was_heard() -> No
             await session.commit()
         await session.close()
         assert desk.models.users == 0
+
+
+async def test_the_real_engine_writes_in_a_session_what_it_writes_in_a_stream(tmp_path: Path) -> None:
+    """A model of random weights, which writes something or other."""
+    folder, said = write_random_model(tmp_path), [noise(2, seed) for seed in (0, 1)]
+    async with Desk(start_worker(load_backend("realtime", folder, LoadOptions("cpu", "float32")))) as desk:
+        session, stream = await desk.open(), desk.worker.open(LiveOptions())
+        reading = asyncio.create_task(told(session))
+        for samples in said:
+            stream.feed(samples)
+            stream.flush()
+            await hear(session, samples)
+            await session.commit()
+        stream.finish()
+        await session.finish()
+        token_bytes, expected = desk.worker.backend.tokenizer.token_bytes, [b""]
+        async for item in stream:
+            if isinstance(item, LiveToken):
+                expected[-1] += token_bytes(item.id)
+            else:
+                expected.append(b"")
+        assert texts(await reading) == [text.decode(errors="replace").lstrip() for text in expected[:2]]
+        assert all(expected[:2])
+        await session.close()
