@@ -214,7 +214,7 @@ def test_a_token_that_may_be_another_one_is_shown_with_it() -> None:
         scores = [{"token": other, "logprob": math.log(of)} for other, of in top]
         return {"token": token, "logprob": math.log(share), "top_logprobs": scores}
 
-    bravo = entry(" bravo", 0.6, (" bravo", 0.6), (" brave", 0.3), (" bra", 0.01), (" ", 0.4))
+    bravo = entry(" bravo", 0.6, (" bravo", 0.6), (" brave", 0.31), (" bra", 0.01), (" ", 0.4))
     delta = {"delta": "alpha bravo", "logprobs": [entry(" alpha", 0.9), bravo]}
     assert shown(delta, 0.5) == "alpha [bravo|brave]"
     assert shown(delta, 0.9) == "alpha bravo"
