@@ -2,7 +2,7 @@
 
 A session has a clock, which counts the samples that it was fed: all times are milliseconds since the first one. What is
 said is divided into utterances, which are numbered 0, 1, 2 and so on. One ends where turn detection finds the end of a
-turn, or by `commit`; so it is with `turn_detection=None` by `commit`, `clear` and `finish` only.
+turn, or by `commit`; without turn detection by `commit`, `clear` and `finish` only.
 
 Of an utterance there come, in this order where they come at all:
 

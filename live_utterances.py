@@ -158,8 +158,7 @@ class UtteranceSession(ListeningSession):
         self._at_work().end(milliseconds(end) - milliseconds(start), self._loop.time())
 
     def _utterance_dropped(self, number: int) -> None:
-        for _ in self._cutter.cut(self.fed):
-            """Speech that is in no chunk yet is dropped too."""
+        list(self._cutter.cut(self.fed))  # speech that is in no chunk yet is dropped too
         for utterance in self._utterances:
             if utterance.number == number:
                 utterance.task.cancel()

@@ -126,7 +126,7 @@ class _Talk:
     def agree(self, session: dict[str, Any]) -> None:
         self._socket.send(json.dumps({"type": "session.update", "session": session}))
         while next(self._events())["type"] != "session.updated":
-            """The server has greeted first."""
+            continue  # the server has greeted first
 
     def line(self) -> Iterator[str]:
         """The text of the next turn, as it comes."""
