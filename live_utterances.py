@@ -48,6 +48,7 @@ class _Utterance:
         self.progress = _ChunkProgress(self._finish_chunk)
         self.flushes: list[tuple[int, int]] = []  # chunks that must be done, and the utterance that was at hand
         self.done = 0  # chunks
+        self.failed: EngineError | None = None  # and nothing of it is heard any more
         self.given: list[int] = []  # samples of each chunk
         self._chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
         self._chunk_done = chunk_done
@@ -58,8 +59,13 @@ class _Utterance:
         return sum(self.given[self.done :])
 
     def give(self, chunk: Chunk) -> None:
+        if self.failed:
+            return
         self.given.append(len(chunk.samples))
         self._chunks.put_nowait(chunk)
+
+    def fail(self, error: EngineError) -> None:
+        self.failed, self.done = error, len(self.given)
 
     def flush(self, number: int) -> None:
         self.flushes.append((len(self.given), number))
@@ -184,7 +190,6 @@ class UtteranceSession(ListeningSession):
         transcription = Transcription(
             self._transcriber, self._model, asked(request), utterance, self._caller, utterance.progress
         )
-        failed: EngineError | None = None
         try:
             await transcription.begin(self._worker)
             if previous:
@@ -195,12 +200,12 @@ class UtteranceSession(ListeningSession):
         except EngineStopped:
             raise
         except EngineError as error:
-            failed = error
+            utterance.fail(error)
         finally:
             await transcription.close()
-        if failed:  # of what is still to come nothing is heard
+        if utterance.failed:
             await utterance.ended.wait()
-            self._tell(UtteranceFailed(utterance.number, failed))
+            self._tell(UtteranceFailed(utterance.number, utterance.failed))
 
     def _tell_event(self, utterance: _Utterance, event: Event) -> None:
         if isinstance(event, TextDelta):

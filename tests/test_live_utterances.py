@@ -215,6 +215,23 @@ async def test_an_utterance_that_fails_is_said_and_the_next_one_is_heard() -> No
         await session.close()
 
 
+async def test_of_an_utterance_that_has_failed_nothing_waits_and_it_is_said_when_it_ends() -> None:
+    def fails(job: Job) -> str:
+        raise ValueError("no speech at all")
+
+    async with Desk(script=fails) as desk:
+        session = await desk.open()
+        reading = asyncio.create_task(told(session))
+        for _ in range(3):
+            await hear(session, np.concatenate([spoken(WORDS[:2]), SILENCE]))
+            await until(lambda: session.behind == 0)
+        assert len(desk.backend.jobs) == 1
+        await session.commit()
+        await session.finish()
+        assert [type(event) for event in await reading] == [Committed, UtteranceFailed]
+        await session.close()
+
+
 async def test_a_session_that_is_closed_frees_its_jobs_and_its_model_at_once() -> None:
     async with Desk(script=lambda job: "alpha bravo " * 2000, max_answer_tokens=32_768) as desk:
         one, other = [await desk.open(turn_detection=VAD) for _ in range(2)]
