@@ -38,6 +38,7 @@ class Sampler:
     ) -> None:
         """`silent`: tokens that are no text, which penalties and keywords do not see."""
         self.sampling, self._silent = sampling, silent
+        self._asks_nothing = sampling.plain and not grammar
         self._keywords = KeywordBias(keywords) if keywords else None
         self._end_of_text, self._grammar = end_of_text, grammar
         self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.long)
@@ -53,7 +54,7 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether this takes the likeliest token whatever came before, and tells of no other."""
-        return self.sampling.plain and not self._grammar and not self._keywords
+        return self._asks_nothing and not self._keywords
 
     def expect(self, keywords: KeywordTree | None, after: int | None) -> None:
         """Other keywords from here on; `after`: the text's last token, None at its beginning."""
