@@ -43,7 +43,7 @@ class Surroundings:
 
     settings: Settings
     metrics: Metrics
-    thread: Executor  # where sound is looked at for speech
+    threads: Executor  # where sound is looked at for speech
     held: AsyncExitStack  # what is given back when a session is closed
 
 
@@ -142,7 +142,7 @@ class ListeningSession(LiveSession):
             await asyncio.sleep(POLL_SECONDS)
             self._check()
         ears = self._ears
-        judged = await self._loop.run_in_executor(self._around.thread, _judged, ears, samples) if ears else ()
+        judged = await self._loop.run_in_executor(self._around.threads, _judged, ears, samples) if ears else ()
         self._check()
         self.fed += len(samples)
         self._around.metrics.live_seconds.inc(len(samples) / SAMPLE_RATE)

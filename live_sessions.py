@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -18,14 +19,16 @@ if TYPE_CHECKING:
     from engine.live_worker import LiveWorker  # these bring torch, which takes seconds
     from engine.worker import Worker
 
+MOST_THREADS = 4  # that look for speech
+
 
 class LiveSessions:
     def __init__(self, transcriber: Transcriber) -> None:
         self._transcriber = transcriber
         self._opening = 0
         self._open: set[ListeningSession] = set()
-        # One thread for all: a look for speech takes milliseconds, as no session asks for more than a second at once.
-        self._thread = ThreadPoolExecutor(1, "voices")
+        # Few for all: speech is looked for in 0.5 ms of each 64 that a session hears, and in a second at once at most.
+        self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS), "voices")
 
     @property
     def count(self) -> int:
@@ -65,7 +68,7 @@ class LiveSessions:
         self, model: Model, request: LiveRequest, worker: Worker | LiveWorker, caller: Caller, held: AsyncExitStack
     ) -> ListeningSession:
         transcriber = self._transcriber
-        around = Surroundings(transcriber.settings, transcriber.metrics, self._thread, held)
+        around = Surroundings(transcriber.settings, transcriber.metrics, self._threads, held)
         if not hasattr(worker, "open"):
             await transcriber.check(worker, asked(request))
             return UtteranceSession(request, around, transcriber, model, worker, caller)
