@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 ROOT = Path(__file__).resolve().parent
 DEMO_MODEL = ROOT / "demo_model"
+DEMO_ALIGNER = ROOT / "demo_aligner"
 # A name of two labels at least, so that neither `*` nor `*.org` lets a server fetch from anywhere.
 HOST_NAME = re.compile(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+(:\d{1,5})?", re.IGNORECASE)
 # One that clients may address; an IPv6 address stands in brackets, as in the Host header.
@@ -99,6 +100,11 @@ class Settings(BaseModel):
     )
     voxtral_vad: Literal["on", "off"] = Field(
         "on", description="on: the model hears only where somebody speaks. off: it hears all of a recording."
+    )
+    voxtral_aligner: str = Field(
+        "",
+        description="CTC model that finds when words were spoken: a Hugging Face repository, `repository@commit`, or a "
+        "folder. Empty: Voxtral's own attention does.",
     )
     voxtral_replacements: Path | None = Field(
         None, description="CSV file of words that are always written in one way: `heard,written` on each line."

@@ -26,6 +26,7 @@ from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
 from word_times import Timing, needs_places, timed_segments
 
 if TYPE_CHECKING:
+    from aligner import Aligner
     from engine.worker import Worker  # brings torch, which takes seconds
 
 log = logging.getLogger("voxtral.decoding")
@@ -48,6 +49,7 @@ class Asked:
     job: Job  # without its audio; `max_tokens` is the client's cap for a chunk
     token_cap: Callable[[float], int]  # most tokens that so many seconds of audio can need
     timing: Timing = "chunks"
+    aligner: Aligner | None = None  # what finds times, for texts that it covers; else the model's own attention
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class ChunkDecoding:
         self._asked = asked
         self._usage = Usage(audio_ms=chunk.duration_ms)
         self._decodings = 0
-        self._stream = self._submit(chunk.samples, asked.job.sampling.temperature, self._is_timed)
+        self._stream = self._submit(chunk.samples, asked.job.sampling.temperature, self._is_read_again)
 
     def cancel(self) -> None:
         self._stream.cancel()
@@ -93,7 +95,8 @@ class ChunkDecoding:
             log.warning("%s: %s; it is heard again in pieces", self._place, REASONS[kept[0].done.reason])
             kept = await self._hear_again(self.chunk.samples, kept[0])
             await asyncio.to_thread(text.go_on_as, joined([heard.tokens for heard in kept]))
-            places = await self._places(text.tokens)
+            places = ()
+        places = places or await self._places(text.tokens)
         too_long = text.cut(self._asked.job.max_tokens)
         if delta := text.finish():
             yield delta
@@ -117,11 +120,23 @@ class ChunkDecoding:
         token_bytes = self._asked.worker.backend.tokenizer.token_bytes
         return needs_places(self._asked.timing, self.chunk, b"".join(map(token_bytes, tokens)))
 
+    def _is_read_again(self, tokens: list[int]) -> bool:
+        """Whether the model's attention is to tell where a text was spoken."""
+        return self._is_timed(tokens) and not self._is_covered(tokens)
+
+    def _is_covered(self, tokens: list[int]) -> bool:
+        aligner, token_bytes = self._asked.aligner, self._asked.worker.backend.tokenizer.token_bytes
+        return aligner is not None and aligner.covers([*map(token_bytes, tokens)])
+
     async def _places(self, tokens: list[TextToken]) -> Sequence[tuple[int, int]]:
-        """Where the tokens of several decodings are in the audio of the whole chunk, if that is asked."""
+        """Where tokens are in the audio of the whole chunk, if that is asked and not known from their decoding."""
         ids = [token.id for token in tokens]
         if not ids or not self._is_timed(ids):
             return ()
+        if self._asked.aligner and self._is_covered(ids):
+            spans = await self._asked.aligner.spans(self.chunk.samples, [token.bytes for token in tokens])
+            if spans:
+                return spans
         job = replace(self._asked.job, audio=(self.chunk.samples,), max_tokens=len(ids), answer=tuple(ids))
         self._stream = self._asked.worker.submit(job, self._asked.owner)
         async for _ in self._stream:

@@ -31,8 +31,8 @@ from config import DEMO_MODEL, ConfigError, Settings, load_settings
 from live_sessions import LiveSessions
 from metrics import Gauges, Metrics
 from model_manager import ModelManager, ModelUnavailable, until_finished
-from model_store import missing_files, valid_repository
-from model_table import model_spec
+from model_store import LAYOUTS, missing_files, valid_repository
+from model_table import ModelSpec, aligner_spec, model_spec
 from responder import Responder
 from transcriber import Transcriber
 
@@ -57,7 +57,7 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(_prepare_model(models, download)), asyncio.create_task(models.keep_house())]
+        tasks = [asyncio.create_task(_prepare_models(models, download)), asyncio.create_task(models.keep_house())]
         yield
         for task in tasks:
             task.cancel()
@@ -141,8 +141,9 @@ def _gauges(models: ModelManager, admission: Admission, live: LiveSessions) -> G
     )  # fmt: skip
 
 
-async def _prepare_model(models: ModelManager, download: bool) -> None:
+async def _prepare_models(models: ModelManager, download: bool) -> None:
     """Load the model if it is on disk; else fetch it in the background and load it then."""
+    _prepare_aligner(models, download)
     model = models.default
     if model.folder is None:
         if not download:
@@ -154,23 +155,34 @@ async def _prepare_model(models: ModelManager, download: bool) -> None:
             await models.worker(model)
 
 
-def check_model_folder(settings: Settings) -> None:
-    """A model id that can be neither a folder nor a repository is found out before the server starts."""
-    spec = model_spec(settings.voxtral_model_id)
+def _prepare_aligner(models: ModelManager, download: bool) -> None:
+    """Fetch the aligner in the background if it is not on disk. The first request that shows times loads it."""
+    aligner = models.aligner
+    if aligner and aligner.folder is None and download:
+        aligner.fetch()
+    elif aligner and aligner.folder is None:
+        log.warning("the aligner %s is not on this machine and --no-download was given", aligner.spec.id)
+
+
+def check_models(settings: Settings) -> None:
+    """A model that can be neither a folder nor a repository is found out before the server starts."""
+    name = settings.voxtral_model_id
+    _check_model(f"VOXTRAL_MODEL_ID={name}", name, model_spec(name), "mistralai/Voxtral-Mini-3B-2507")
+    if name := settings.voxtral_aligner:
+        _check_model(f"VOXTRAL_ALIGNER={name}", name, aligner_spec(name), "facebook/wav2vec2-base-960h")
+
+
+def _check_model(setting: str, name: str, spec: ModelSpec, example: str) -> None:
     if spec.folder:
-        missing = missing_files(spec.folder)
-        if missing:
-            raise ConfigError(
-                f"VOXTRAL_MODEL_ID={spec.folder} lacks {', '.join(missing)}. Give a complete model folder."
-            )
-        return
-    if settings.voxtral_model_id.startswith(("/", ".", "~")):
-        raise ConfigError(f"VOXTRAL_MODEL_ID={settings.voxtral_model_id}: there is no such folder.")
-    if not valid_repository(spec.repository):
-        raise ConfigError(
-            f"VOXTRAL_MODEL_ID={settings.voxtral_model_id} is neither a folder nor a repository such as "
-            "mistralai/Voxtral-Mini-3B-2507."
-        )
+        layout = LAYOUTS[spec.kind]
+        if missing := missing_files(spec.folder, spec.kind):
+            raise ConfigError(f"{setting} lacks {', '.join(missing)}. Give a complete model folder.")
+        if not layout.fits(spec.folder):
+            raise ConfigError(f"{setting} is not {layout.kind}, whose config.json {layout.named}.")
+    elif name.startswith(("/", ".", "~")):
+        raise ConfigError(f"{setting}: there is no such folder.")
+    elif not valid_repository(spec.repository):
+        raise ConfigError(f"{setting} is neither a folder nor a repository such as {example}.")
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -202,7 +214,7 @@ def main(arguments: list[str]) -> int:
         settings = load_settings(
             defaults=defaults, **{name: value for name, value in given.items() if value is not None}
         )
-        check_model_folder(settings)
+        check_models(settings)
         app = create_app(settings, download=not args.no_download)
         listening = listen(settings)
     except ConfigError as error:

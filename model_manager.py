@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
-from mistral_common.exceptions import MistralCommonException
-from safetensors import SafetensorError
 
+from aligner import AlignerModel
 from config import Settings
 from engine.backends import backend_of, load_backend, memory_needed, start_worker
 from engine.backends.base import LoadOptions
-from model_store import Download, ModelStore, fingerprint, valid_repository
-from model_table import MODELS, ModelSpec, Names, model_spec
+from model_store import LOAD_ERRORS, Download, ModelStore, State, fingerprint, valid_repository
+from model_table import MODELS, ModelSpec, Names, aligner_spec, model_spec
 
 if TYPE_CHECKING:
     from engine.worker import Worker  # brings torch, which takes seconds
@@ -33,12 +32,6 @@ log = logging.getLogger("voxtral.models")
 HOUSEKEEPING_SECONDS = 1.0
 AFTER_FAILURE_SECONDS = 30.0  # so that a fault that stays does not fill the log
 POLL_SECONDS = 0.1
-# What the libraries raise over a folder that is not quite a model, or that this machine cannot hold.
-LOAD_ERRORS = (
-    OSError, ValueError, RuntimeError, MemoryError, KeyError, TypeError, AttributeError, SafetensorError,
-    MistralCommonException,
-)  # fmt: skip
-State = Literal["absent", "downloading", "failed", "on_disk", "loading", "loaded"]
 
 
 class ModelUnavailable(Exception):
@@ -158,6 +151,8 @@ class ModelManager:
         self._models = {spec.id: Model(spec, self.store) for spec in others if spec.id != default.id}
         self._models = {default.id: self.default, **self._models}
         self._making_room = asyncio.Lock()
+        name = settings.voxtral_aligner
+        self.aligner = AlignerModel(aligner_spec(name), self.store, settings.voxtral_device) if name else None
 
     # Which models there are.
 
@@ -244,6 +239,8 @@ class ModelManager:
                 await asyncio.sleep(AFTER_FAILURE_SECONDS)
 
     async def _unload_idle(self) -> None:
+        if self.aligner and not self.loaded:
+            self.aligner.unload()  # nobody uses it without a model
         idle = self._longest_unused()
         if idle is None or idle.loaded is None:
             return

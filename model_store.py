@@ -11,6 +11,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,23 +26,58 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+from mistral_common.exceptions import MistralCommonException
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from config import Settings
-from engine.backends import MODEL_TYPES, backend_of
+from engine.backends import ALIGNERS, MODEL_TYPES, backend_of, is_aligner
 from model_table import ModelSpec
 
 log = logging.getLogger("voxtral.models")
 
 # One of these says how audio is prepared; the 4B's repository has the second.
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-# Everything that the transformers backends read. The Hub repositories also hold `consolidated.safetensors`, all
-# weights a second time in Mistral's own layout.
-FILES = (
-    "config.json", "generation_config.json", *PREPROCESSORS, "tekken.json", "model.safetensors.index.json",
-    "model*.safetensors",
-)  # fmt: skip
+WEIGHTS = ("model.safetensors.index.json", "model*.safetensors")
 HASH_BLOCK_BYTES = 1 << 22
+# What the libraries raise over a folder that is not quite a model, or that this machine cannot hold.
+LOAD_ERRORS = (
+    OSError, ValueError, RuntimeError, MemoryError, KeyError, TypeError, AttributeError, SafetensorError,
+    MistralCommonException,
+)  # fmt: skip
+State = Literal["absent", "downloading", "failed", "on_disk", "loading", "loaded"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one kind of models has on disk."""
+
+    kind: str  # for people
+    named: str  # what config.json must say
+    fits: Callable[[Path], bool]  # whether it does
+    needed: tuple[tuple[str, ...], ...]  # beside the weights; of each, one
+    files: tuple[str, ...]  # patterns of all that is read
+    pickled: tuple[str, ...] = ()  # weights as older repositories have them, read where there are no others
+
+
+# The Hub repositories also hold `consolidated.safetensors`, all weights a second time in Mistral's own layout.
+LAYOUTS = {
+    "voxtral": Layout(
+        "a Voxtral model",
+        f"names one of the types {', '.join(MODEL_TYPES)}",
+        lambda folder: backend_of(folder) is not None,
+        (("config.json",), ("tekken.json",), PREPROCESSORS),
+        ("config.json", "generation_config.json", *PREPROCESSORS, "tekken.json", *WEIGHTS),
+    ),
+    "aligner": Layout(
+        "a wav2vec2 model with CTC",
+        f"names one of the architectures {', '.join(ALIGNERS)}",
+        is_aligner,
+        (("config.json",), ("vocab.json",), ("preprocessor_config.json",)),
+        ("config.json", "vocab.json", "preprocessor_config.json", *WEIGHTS),
+        ("pytorch_model.bin",),
+    ),
+}
 
 
 class DownloadFailed(Exception):
@@ -81,7 +117,7 @@ class ModelStore:
             found = Path(self._snapshot(spec, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
             return None
-        return None if missing_files(found) else found
+        return None if missing_files(found, spec.kind) else found
 
     def cached(self) -> Iterator[str]:
         """Ids of all complete Voxtral models in the cache."""
@@ -133,7 +169,11 @@ class ModelStore:
 
     def _fetch(self, download: Download) -> None:
         self._check_architecture(download.spec)
-        files = self._snapshot(download.spec, dry_run=True, tqdm_class=_silent_bar(lambda _: None))
+        layout = LAYOUTS[download.spec.kind]
+        read = (*layout.files, *layout.pickled)
+        files = self._snapshot(download.spec, read, dry_run=True, tqdm_class=_silent_bar(lambda _: None))
+        if any(file.filename.endswith(".safetensors") for file in files):
+            files = [file for file in files if file.filename not in layout.pickled]
         missing = [file for file in files if file.will_download]
         needed = sum(file.file_size for file in missing)
         self._check_disk(needed)
@@ -142,21 +182,20 @@ class ModelStore:
         download.stage = "downloading"
         shown = {"unit": "B", "unit_scale": True, "desc": download.spec.id}
         with tqdm(total=download.total, initial=download.completed, **shown) as bar:
-            folder = Path(self._snapshot(download.spec, tqdm_class=_silent_bar(partial(_arrived, download, bar))))
+            bars, names = _silent_bar(partial(_arrived, download, bar)), tuple(file.filename for file in files)
+            folder = Path(self._snapshot(download.spec, names, tqdm_class=bars))
         download.completed, download.stage = download.total, "verifying"
         for file in missing:
             verify(folder / file.filename)
-        if lacking := missing_files(folder):
-            raise DownloadFailed("unknown", f"{download.spec.id} lacks {', '.join(lacking)}, which Voxtral needs.")
+        if lacking := missing_files(folder, download.spec.kind):
+            raise DownloadFailed("unknown", f"{download.spec.id} lacks {', '.join(lacking)}, which {layout.kind} has.")
 
     def _check_architecture(self, spec: ModelSpec) -> None:
         """Look at config.json before gigabytes are fetched that nothing here could load."""
         folder = Path(self._snapshot(spec, ("config.json",), tqdm_class=_silent_bar(lambda _: None)))
-        if backend_of(folder) is None:
-            raise DownloadFailed(
-                "unknown",
-                f"{spec.id} is not a Voxtral model: its config.json names none of the types {', '.join(MODEL_TYPES)}.",
-            )
+        layout = LAYOUTS[spec.kind]
+        if not layout.fits(folder):
+            raise DownloadFailed("unknown", f"{spec.id} is not {layout.kind}, whose config.json {layout.named}.")
 
     def _check_disk(self, needed: int) -> None:
         place = next(folder for folder in (self._cache, *self._cache.parents) if folder.exists())
@@ -168,32 +207,34 @@ class ModelStore:
                 "VOXTRAL_CACHE_DIR to another disk.",
             )
 
-    def _snapshot(self, spec: ModelSpec, files: tuple[str, ...] = FILES, **options: Any) -> Any:
+    def _snapshot(self, spec: ModelSpec, files: tuple[str, ...] = (), **options: Any) -> Any:
+        """Of these files, or else of all that must be read."""
         return snapshot_download(
-            spec.repository, revision=spec.revision, allow_patterns=list(files), token=self._settings.hf_token,
-            cache_dir=self._settings.voxtral_cache_dir, **options,
+            spec.repository, revision=spec.revision, allow_patterns=[*(files or LAYOUTS[spec.kind].files)],
+            token=self._settings.hf_token, cache_dir=self._settings.voxtral_cache_dir, **options,
         )  # fmt: skip
 
 
-def missing_files(folder: Path) -> list[str]:
+def missing_files(folder: Path, kind: str = "voxtral") -> list[str]:
     """What a model folder lacks; an interrupted download leaves it without some of its weights."""
-    index = folder / "model.safetensors.index.json"
-    weights = ["model.safetensors"]
+    layout, index = LAYOUTS[kind], folder / "model.safetensors.index.json"
+    weights = [("model.safetensors", *layout.pickled)]
     if index.exists():
-        weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    missing = [name for name in ("config.json", "tekken.json", *weights) if not (folder / name).exists()]
-    return missing if any((folder / name).exists() for name in PREPROCESSORS) else [*missing, PREPROCESSORS[0]]
+        weights = [(name,) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    groups = (*layout.needed, *weights)
+    return [names[0] for names in groups if not any((folder / name).exists() for name in names)]
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, kind: str = "voxtral") -> str:
     """Changes when a model's files do: a hash of their names, sizes and times, because reading gigabytes takes long."""
-    files = sorted(file for pattern in FILES for file in folder.glob(pattern))
+    layout = LAYOUTS[kind]
+    files = sorted(file for pattern in (*layout.files, *layout.pickled) for file in folder.glob(pattern))
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
 def is_complete(folder: Path) -> bool:
-    return backend_of(folder) is not None and not missing_files(folder)
+    return LAYOUTS["voxtral"].fits(folder) and not missing_files(folder)
 
 
 def valid_repository(name: str) -> bool:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from config import DEMO_MODEL
 
@@ -26,6 +27,7 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     languages: tuple[str, ...] = LANGUAGES
     folder: Path | None = None  # on disk already, outside the Hugging Face cache
+    kind: Literal["voxtral", "aligner"] = "voxtral"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,6 +73,15 @@ def model_spec(model_id: str, revision: str | None = None) -> ModelSpec:
         if model_id in spec.names:
             return replace(spec, revision=revision or spec.revision)
     return ModelSpec(model_id, model_id, revision or "main", 0)
+
+
+def aligner_spec(name: str) -> ModelSpec:
+    """The CTC model that VOXTRAL_ALIGNER means: a folder, or a Hub repository and after `@` its commit."""
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - as above
+    if folder.is_dir():
+        return ModelSpec(folder.name, "", "", 0, folder=folder, kind="aligner")
+    repository, _, revision = name.partition("@")
+    return ModelSpec(repository, repository, revision or "main", 0, kind="aligner")
 
 
 class Names:

@@ -44,6 +44,7 @@ from voice_activity import AUTO, Detection
 from word_times import Timing
 
 if TYPE_CHECKING:
+    from aligner import Aligner
     from engine.worker import Worker  # brings torch, which takes seconds
 
 Ready = asyncio.Queue[ChunkDecoding | Replay | Exception | None]  # chunks in their order, at last an error or None
@@ -112,6 +113,9 @@ class Transcriber:
 
     def use(self, model: Model) -> AbstractAsyncContextManager[Worker]:
         return self._models.use(model)
+
+    async def aligner(self) -> Aligner | None:
+        return await self._models.aligner.use() if self._models.aligner else None
 
 
 class Source(Protocol):
@@ -217,7 +221,8 @@ class Transcription:
         keywords = await asyncio.to_thread(tokenizer.keyword_tree, request.keywords)
         most = request.max_tokens or worker.backend.context_length
         job = Job(prompt, (), most, request.sampling, keywords=keywords, loops_end=True)
-        return Asked(worker, self, job, self._settings.token_cap, request.timing)
+        aligner = await self._transcriber.aligner() if request.timing != "chunks" else None
+        return Asked(worker, self, job, self._settings.token_cap, request.timing, aligner)
 
     def _open_shelf(self, asked: Asked) -> Shelf | None:
         """Finished chunks of such requests; None where none may be kept. What is drawn is drawn anew each time."""
@@ -226,7 +231,8 @@ class Transcription:
         if store is None or drawn or not self._caller.keep:
             return None
         model = (spec.id, spec.revision, self.model.fingerprint, asked.worker.backend.description)
-        about = (self._caller.key, model, request, asked.job.prompt, self._settings.tokens_per_second)
+        aligner = asked.aligner and asked.aligner.identity
+        about = (self._caller.key, model, request, asked.job.prompt, self._settings.tokens_per_second, aligner)
         return Shelf(store, about, self._transcriber.metrics)
 
     async def _submit_chunks(self, asked: Asked, ready: Ready) -> None:

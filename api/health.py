@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from aligner import AlignerModel
 from api.schemas import Health, Readiness
 from api.service import service_of
-from model_manager import Model, process_memory
+from model_manager import process_memory
+from model_store import Download
 
 router = APIRouter()
 
@@ -32,7 +34,8 @@ async def health(request: Request) -> dict[str, Any]:
         "model_description": worker.backend.description if worker else None,
         "models_loaded": [model.spec.id for model in service.models.loaded],
         "error": model.error,
-        "download": _download(model),
+        "download": _download(model.download),
+        "aligner": _aligner(service.models.aligner),
         "requests": service.admission.active,
         "chunks_running": worker.running if worker else 0,
         "chunks_waiting": worker.waiting if worker else 0,
@@ -58,8 +61,15 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"ready": is_ready, "model": model.spec.id, "model_state": state}, 200 if is_ready else 503)
 
 
-def _download(model: Model) -> dict[str, Any] | None:
-    if not model.download or not model.downloading:
+def _download(download: Download | None) -> dict[str, Any] | None:
+    if not download or download.finished.is_set():
         return None
-    download = model.download
     return {"completed": download.completed, "total": download.total, "percent": download.percent}
+
+
+def _aligner(aligner: AlignerModel | None) -> dict[str, Any] | None:
+    """What VOXTRAL_ALIGNER names; until it is loaded, or where it cannot be, the model's own attention finds times."""
+    if not aligner:
+        return None
+    download = _download(aligner.download)
+    return {"model": aligner.spec.id, "state": aligner.state, "error": aligner.error, "download": download}

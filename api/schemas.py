@@ -242,6 +242,7 @@ class Health(Answer):
     model_state: Literal["absent", "downloading", "failed", "on_disk", "loading", "loaded"]
     error: str | None
     download: dict[str, Any] | None
+    aligner: dict[str, Any] | None = Field(description="what VOXTRAL_ALIGNER names: model, state, error, download")
     requests: int = Field(description="at work or waiting")
     live_sessions: int
     live_backlog_seconds: float = Field(

@@ -26,7 +26,7 @@ class Placement:
     def of(options: LoadOptions) -> Placement:
         """What the options ask for, with this machine's choice where they leave it. Raises ValueError for what the
         machine has not."""
-        device = _pick_device(options.device)
+        device = pick_device(options.device)
         return Placement(device, _pick_dtype(options.dtype, device), _pick_quantization(options.quantization, device))
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def memory_bytes(model: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _pick_device(wanted: str) -> str:
+def pick_device(wanted: str) -> str:
     """CUDA, else MPS, else CPU; or the one that is wanted, if it is there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted != "auto":

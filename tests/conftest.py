@@ -27,10 +27,11 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def unusual_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that does not look for speech, and writes some words in one way."""
+    """A server that does not look for speech, finds times with the demo aligner and writes some words in one way."""
     replacements = tmp_path_factory.mktemp("settings") / "replacements.csv"
     replacements.write_text("papa kilo,PK-2\nwindow,Fenster\n")
-    with Server("--demo", VOXTRAL_VAD="off", VOXTRAL_REPLACEMENTS=str(replacements)) as running:
+    settings = {"VOXTRAL_VAD": "off", "VOXTRAL_ALIGNER": "demo_aligner", "VOXTRAL_REPLACEMENTS": str(replacements)}
+    with Server("--demo", **settings) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: as much of its HTTP as huggingface-hub needs to fetch one repository."""
+"""A Hugging Face hub on loopback: as much of its HTTP as huggingface-hub needs to fetch repositories."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from urllib.parse import unquote, urlsplit
 
 LARGE_BYTES = 1_000_000
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = COMMIT[::-1]  # of all repositories but the first, as on the real Hub, where no two have the same
 
 
 class Hub:
-    """Serves `folder` as `repository`. `fetched` lists the files sent, `ranges` where each began.
+    """Serves `folder` as `repository`, and others beside it. `fetched` lists the files sent, `ranges` where each began.
 
     While `go_on` is not set, a large file stops before its last part: huggingface-hub reads 10 MB at a time, and counts
     them only then. `cut_once` breaks the connection there the first time. `damage` changes a large file's last byte.
     """
 
-    def __init__(self, folder: Path, repository: str) -> None:
+    def __init__(self, folder: Path, repository: str, **others: Path) -> None:
+        """`others`: folders by the last part of their repositories' names, which have the same owner."""
         self.folder, self.repository = folder, repository
+        owner = repository.split("/")[0]
+        self._folders = {repository: folder, **{f"{owner}/{name}": other for name, other in others.items()}}
         self.go_on = threading.Event()
         self.reset()
         hub = self
@@ -60,15 +64,18 @@ class Hub:
 
     def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
         path = unquote(urlsplit(request.path).path)
-        if path.startswith(f"/api/models/{self.repository}/tree/"):
-            self._send_json(request, [self._entry(f) for f in sorted(self.folder.iterdir())])
-        elif path.startswith(f"/api/models/{self.repository}"):
-            siblings = [{"rfilename": f.name} for f in sorted(self.folder.iterdir())]
-            self._send_json(request, {"id": self.repository, "sha": COMMIT, "siblings": siblings})
-        elif path.startswith(f"/{self.repository}/resolve/"):
-            self._send_file(request, self.folder / path.rsplit("/", 1)[1], body)
+        repository = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        folder = self._folders.get(repository)
+        commit = COMMIT if repository == self.repository else OTHER_COMMIT
+        if folder is None:
+            self._send_json(request, {"error": "not found"}, commit, 404)
+        elif path.startswith(f"/{repository}/resolve/"):
+            self._send_file(request, folder / path.rsplit("/", 1)[1], commit, body)
+        elif path.startswith(f"/api/models/{repository}/tree/"):
+            self._send_json(request, [self._entry(f) for f in sorted(folder.iterdir())], commit)
         else:
-            self._send_json(request, {"error": "not found"}, 404)
+            siblings = [{"rfilename": f.name} for f in sorted(folder.iterdir())]
+            self._send_json(request, {"id": repository, "sha": commit, "siblings": siblings}, commit)
 
     def _entry(self, file: Path) -> dict:
         return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": self._etag(file)}
@@ -82,24 +89,24 @@ class Hub:
         return hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
 
     @staticmethod
-    def _send_json(request: BaseHTTPRequestHandler, value: object, status: int = 200) -> None:
+    def _send_json(request: BaseHTTPRequestHandler, value: object, commit: str, status: int = 200) -> None:
         data = json.dumps(value).encode()
         request.send_response(status)
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(data)))
-        request.send_header("X-Repo-Commit", COMMIT)
+        request.send_header("X-Repo-Commit", commit)
         if status == 404:
             request.send_header("X-Error-Code", "RepoNotFound")
         request.end_headers()
         request.wfile.write(data)
 
-    def _send_file(self, request: BaseHTTPRequestHandler, file: Path, body: bool) -> None:
+    def _send_file(self, request: BaseHTTPRequestHandler, file: Path, commit: str, body: bool) -> None:
         data = file.read_bytes()
         start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         request.send_response(206 if start else 200)
         request.send_header("Content-Length", str(len(data) - start))
         request.send_header("ETag", f'"{self._etag(file)}"')
-        request.send_header("X-Repo-Commit", COMMIT)
+        request.send_header("X-Repo-Commit", commit)
         request.send_header("Accept-Ranges", "bytes")
         request.end_headers()
         if body:

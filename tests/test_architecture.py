@@ -24,6 +24,7 @@ LAYERS = (
     ("continuation",),
     ("answer", "store"),
     ("model_manager",),
+    ("aligner",),
     ("model_store",),
     ("model_table",),
     ("stream_text",),

@@ -24,7 +24,9 @@ from bench import (
     throughput,
 )
 from bench.peers import arguments, numbers
-from config import DEMO_MODEL
+from config import DEMO_ALIGNER, DEMO_MODEL
+from engine.backends import load_aligner, load_backend
+from engine.backends.base import LoadOptions
 from tests.serving import Server
 from tests.speech import clips_of
 from tools.demo_speech import Recording, Utterance
@@ -126,11 +128,16 @@ def test_accuracy_finds_float32_equal_to_itself_and_int8_close() -> None:
     assert 0.99 < float(close) < 1
 
 
-def test_alignment_has_its_share_of_a_chunk() -> None:
-    ((seconds, tokens, *parts, share),) = rows(alignment.measure(DEMO_MODEL, (5,), 3, rounds=1, quantization="none"))
+def test_both_alignments_have_their_costs_and_errors() -> None:
+    backend = load_backend("transformers", DEMO_MODEL, LoadOptions("cpu", "auto"))
+    aligner = load_aligner(DEMO_ALIGNER, "cpu")
+    ((seconds, tokens, *parts, share, ctc),) = rows(alignment.costs(backend, aligner, (5,), tokens=3, rounds=1))
     assert (seconds, tokens) == ("5", "15")
-    assert all(float(part) > 0 for part in parts)
+    assert all(float(part) > 0 for part in (*parts, ctc))
     assert 0 < float(share.rstrip("%")) < 100
+    found = rows(alignment.errors(backend, aligner, clips_of("short")))
+    assert [(name, words) for name, words, *_ in found] == [("attention", found[0][1]), ("CTC", found[0][1])]
+    assert all(0 < float(middle) < 80 for _, _, middle, *_ in found)
 
 
 def test_linear_times_every_kind_of_weights() -> None:

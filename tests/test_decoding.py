@@ -8,8 +8,10 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,12 +43,26 @@ class Told:
         return "".join(delta.text for delta in self.deltas)
 
 
+class ScriptedAligner:
+    """Says that each word begins 50 ms late, or nothing; has the letters of some texts."""
+
+    def __init__(self, covers: bool = True, hears: bool = True) -> None:
+        self._covers, self._hears = covers, hears
+
+    def covers(self, tokens: Sequence[bytes]) -> bool:
+        return self._covers
+
+    async def spans(self, samples: np.ndarray, tokens: Sequence[bytes]) -> list[tuple[int, int]]:
+        return [(i * SAMPLE_RATE + 800, i * SAMPLE_RATE + 8000) for i in range(len(tokens))] if self._hears else []
+
+
 def tell(
     script: Script,
     seconds: int = 60,
     words: Sequence[str] = (),
     separate: bool = False,
     timing: Timing = "chunks",
+    aligner: ScriptedAligner | None = None,
     **asked: object,
 ) -> Told:
     """The events of a chunk in which `words` or the first `seconds` WORDS are spoken, one each second."""
@@ -57,7 +73,7 @@ def tell(
     job = replace(Job(prompt, (), backend.context_length, Sampling(), loops_end=True), **asked)
 
     async def events() -> Told:
-        all_asked = Asked(worker, "test", job, Settings().token_cap, timing)
+        all_asked = Asked(worker, "test", job, Settings().token_cap, timing, aligner)
         decoding = ChunkDecoding(all_asked, Chunk(0, 0, samples))
         *deltas, done = [event async for event in decoding.events(separate)]
         return Told(deltas, done.segment, backend.jobs)
@@ -95,6 +111,21 @@ def test_words_of_several_decodings_have_the_times_of_the_whole_chunk(longest: i
     ]
     assert len(told.jobs) == (1 if longest == 90 else 8)  # of 60, 2 x 30 and 4 x 15 s, and one that finds the places
     assert len(told.jobs[-1].answer) == (0 if longest == 90 else 60)
+
+
+@pytest.mark.parametrize("longest", [90, 40])
+def test_an_aligner_finds_the_places_of_what_it_covers_and_hears_and_the_attention_all_others(longest: int) -> None:
+    script = longer_than(longest, loops)
+
+    def starts(**timed: Any) -> tuple[set[int], list[bool]]:
+        told = tell(script, timing="words", **timed)
+        assert [word.text for word in told.segment.words] == WORDS[:60]
+        return {word.start_ms % 1000 for word in told.segment.words}, [bool(job.answer) for job in told.jobs]
+
+    heard = [False] * (1 if longest == 90 else 3)
+    assert starts(aligner=ScriptedAligner()) == ({50}, heard)
+    assert starts(aligner=ScriptedAligner(hears=False)) == ({0}, [*heard, True])
+    assert starts(aligner=ScriptedAligner(covers=False)) == ({0}, heard if longest == 90 else [*heard, True])
 
 
 def test_a_chunk_that_goes_well_is_decoded_once() -> None:

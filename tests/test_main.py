@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 import main
+from config import DEMO_ALIGNER, DEMO_MODEL, ConfigError, Settings
 from tests.serving import ROOT, Server, clean_environment
 
 
@@ -72,6 +73,19 @@ def test_a_start_that_fails_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> 
             main.main(["--demo"])
 
 
+def test_an_aligner_that_is_none_is_named_before_the_start(tmp_path: Path) -> None:
+    pretrained = tmp_path / "pretrained"
+    shutil.copytree(DEMO_ALIGNER, pretrained)
+    (pretrained / "config.json").write_text('{"architectures": ["Wav2Vec2ForPreTraining"]}')
+    for name, problem in {
+        "/no/such/folder": "no such folder", "not a repository!": "neither a folder nor a repository",
+        str(DEMO_MODEL): "lacks vocab.json", str(pretrained): "is not a wav2vec2 model with CTC",
+    }.items():  # fmt: skip
+        with pytest.raises(ConfigError, match=f"^VOXTRAL_ALIGNER={name}.* {problem}"):
+            main.check_models(Settings(voxtral_model_id=str(DEMO_MODEL), voxtral_aligner=name))
+    main.check_models(Settings(voxtral_model_id=str(DEMO_MODEL), voxtral_aligner="someone/aligner@abc"))
+
+
 def test_a_server_whose_model_cannot_load_stays_up_and_says_why(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(ROOT / "demo_model", broken)
@@ -91,8 +105,9 @@ def test_a_server_whose_model_cannot_load_stays_up_and_says_why(tmp_path: Path) 
 
 
 def test_without_the_model_and_without_download_requests_are_told_so(tmp_path: Path) -> None:
-    with Server("--no-download", wait_for_model=False, VOXTRAL_CACHE_DIR=str(tmp_path)) as server:
-        assert server.health()["model_state"] == "absent"
+    settings = {"VOXTRAL_CACHE_DIR": str(tmp_path), "VOXTRAL_ALIGNER": "someone/aligner@abc"}
+    with Server("--no-download", wait_for_model=False, **settings) as server:
+        assert server.health()["model_state"] == server.health()["aligner"]["state"] == "absent"
         assert server.health()["model_available"] is False
         response = server.client.post(
             "/v1/chat/completions",

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from openai import NotFoundError, OpenAI
 
-from config import DEMO_MODEL
-from tests.hub import Hub
+from config import DEMO_ALIGNER, DEMO_MODEL
+from tests.hub import OTHER_COMMIT, Hub
 from tests.serving import Server, run_cli
 from tests.speech import assert_heard, clip
 
@@ -23,12 +23,15 @@ REPOSITORY = "someone/voxtral-copy"
 
 @pytest.fixture(scope="module")
 def hub_and_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Server]]:
-    """A hub, and a server on the demo model that can fetch others from it."""
-    folder = tmp_path_factory.mktemp("hub")
-    cache = tmp_path_factory.mktemp("cache")
-    with Hub(folder, REPOSITORY) as hub:
-        hub_settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        with Server("--demo", VOXTRAL_CACHE_DIR=str(cache), **hub_settings) as server:
+    """A hub, and a server on the demo model that can fetch others from it, and fetches an aligner at its start."""
+    folder, cache, aligner = (tmp_path_factory.mktemp(name) for name in ("hub", "cache", "aligner"))
+    shutil.copytree(DEMO_ALIGNER, aligner, dirs_exist_ok=True)
+    (aligner / "pytorch_model.bin").write_bytes(b"the same weights, pickled")
+    with Hub(folder, REPOSITORY, aligner=aligner) as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        settings |= {"VOXTRAL_CACHE_DIR": str(cache), "VOXTRAL_ALIGNER": f"someone/aligner@{OTHER_COMMIT}"}
+        with Server("--demo", **settings) as server:
+            server.wait_until(lambda health: health["aligner"]["state"] == "on_disk")
             yield hub, server
 
 
@@ -55,9 +58,23 @@ def pull(server: Server, name: str = REPOSITORY) -> list[dict]:
         return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
 
 
-def transcribe(server: Server, model: str) -> httpx.Response:
+def transcribe(server: Server, model: str, **fields: str) -> httpx.Response:
     files = {"file": clip("voice_en-us").data}
-    return server.client.post("/v1/audio/transcriptions", files=files, data={"model": model})
+    return server.client.post("/v1/audio/transcriptions", files=files, data={"model": model, **fields})
+
+
+def test_an_aligner_is_fetched_at_the_start_and_loaded_when_times_are_asked_for(
+    hub_and_server: tuple[Hub, Server],
+) -> None:
+    hub, server = hub_and_server
+    assert sorted(hub.fetched) == ["config.json", "model.safetensors", "preprocessor_config.json", "vocab.json"]
+    transcribe(server, "whisper-1").raise_for_status()
+    assert server.health()["aligner"]["state"] == "on_disk"
+    words = transcribe(server, "whisper-1", **{"timestamp_granularities[]": "word"}).json()["words"]
+    assert [word["word"] for word in words] == clip("voice_en-us").words.split()
+    assert server.health()["aligner"] == {
+        "model": "someone/aligner", "state": "loaded", "error": None, "download": None,
+    }  # fmt: skip
 
 
 def test_a_pulled_model_is_listed_and_transcribes_and_can_be_deleted(demo: Server) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import store
+from aligner import Aligner
 from chunking import Chunk
-from engine.core import Sampling
+from config import DEMO_MODEL, Settings
+from decoding import Asked
+from engine.core import Job, Prompt, Sampling
 from metrics import Metrics
+from model_manager import ModelManager
 from model_store import fingerprint
+from progress import Caller
 from store import CONTENT, ChunkStore, Shelf, StoredChunk
+from transcriber import Transcriber, Transcription, TranscriptionRequest
 from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage
 from voice_activity import Span
 
@@ -307,3 +314,23 @@ def test_other_weights_have_another_fingerprint(tmp_path: Path) -> None:
     assert found() == before
     (tmp_path / "model.safetensors").write_bytes(b"trained")
     assert found() != before
+
+
+def test_chunks_that_another_aligner_timed_are_not_found(tmp_path: Path) -> None:
+    settings = Settings(voxtral_model_id=str(DEMO_MODEL), chunk_store_dir=tmp_path)
+    models = ModelManager(settings)
+    request, job = TranscriptionRequest("en", None, Sampling()), Job(Prompt(((1,),)), (), 9, Sampling())
+    worker = SimpleNamespace(backend=SimpleNamespace(description="the same"))
+    transcription = Transcription(
+        Transcriber(settings, models, Metrics()), models.default, request, None, Caller("request"), None
+    )
+
+    def key(aligner: Aligner | None) -> bytes:
+        shelf = transcription._open_shelf(Asked(worker, "test", job, settings.token_cap, "words", aligner))
+        assert shelf
+        return shelf._key(CHUNK)
+
+    others = [None, ("someone/aligner", "main", "1"), ("someone/aligner", "main", "2"), ("someone/other", "main", "1")]
+    aligners = [identity and Aligner(None, identity) for identity in others]
+    assert len({key(aligner) for aligner in aligners}) == len(others)
+    assert key(aligners[1]) == key(Aligner(None, others[1]))

@@ -14,6 +14,7 @@ from engine.backends.base import Backend, LoadOptions
 
 if TYPE_CHECKING:
     from engine.backends.voxtral_realtime import RealtimeBackend
+    from engine.ctc import CTCModel
     from engine.live_worker import LiveWorker
     from engine.worker import Worker
 
@@ -24,6 +25,9 @@ BACKENDS = {
 # Which of them runs a model, by the `model_type` in its config.json.
 MODEL_TYPES = {"voxtral": "transformers", "voxtral_realtime": "realtime"}
 
+# Architectures in config.json of models that can find when words were spoken; all are loaded in one way.
+ALIGNERS = ("Wav2Vec2ForCTC", "HubertForCTC", "WavLMForCTC")
+
 
 def backend_of(folder: Path) -> str | None:
     """The backend that runs the model in `folder`; None for a folder that holds no Voxtral."""
@@ -31,6 +35,13 @@ def backend_of(folder: Path) -> str | None:
         return MODEL_TYPES.get(json.loads((folder / "config.json").read_text()).get("model_type"))
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def is_aligner(folder: Path) -> bool:
+    try:
+        return not set(ALIGNERS).isdisjoint(json.loads((folder / "config.json").read_text())["architectures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def load_backend(name: str | None, folder: Path, options: LoadOptions) -> Backend | RealtimeBackend:
@@ -48,6 +59,11 @@ def start_worker(backend: Backend | RealtimeBackend) -> Worker | LiveWorker:
         if live
         else _imported("engine.worker", "Worker")(backend)
     )
+
+
+def load_aligner(folder: Path, device: str) -> CTCModel:
+    """Load the CTC model in `folder`. Takes seconds; raises OSError, ValueError or RuntimeError."""
+    return _imported("engine.ctc", "CTCModel")(folder, device)
 
 
 def memory_needed(folder: Path, options: LoadOptions) -> int:
