@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from config import ConfigError
-from transcript import SegmentDone, TextDelta, Word
+from transcript import Segment, SegmentDone, TextDelta, Word
 
 
 @dataclass
@@ -169,21 +169,40 @@ async def replaced(
     events: AsyncGenerator[TextDelta | SegmentDone], replacements: Replacements
 ) -> AsyncGenerator[TextDelta | SegmentDone]:
     """The events of one chunk, with the tokens that the model wrote and the text that is to be read."""
-    replacer, tokens = Replacer(replacements), ()
+    replacer, tokens, segments = Replacer(replacements), (), []
     async with aclosing(events):
         async for event in events:
             if isinstance(event, TextDelta):
                 text, tokens = replacer.add(event.text), tokens + event.tokens
             else:
                 text = replacer.finish()
+                segments.append(event.segment)
             if text:
                 yield TextDelta(text, tokens)
                 tokens = ()
-            if isinstance(event, SegmentDone):
-                segment = event.segment
-                text = replacements.apply(segment.text)
-                words = tuple(_replaced_words(segment.words, replacements))
-                yield SegmentDone(replace(segment, text=text, words=words))
+    for segment in _undivided(segments, replacements):
+        words = tuple(_replaced_words(segment.words, replacements))
+        yield SegmentDone(replace(segment, text=replacements.apply(segment.text), words=words))
+
+
+def _undivided(segments: Sequence[Segment], replacements: Replacements) -> Iterator[Segment]:
+    """The segments of one text. Where an entry reaches from one into the next, they are one."""
+    held: Segment | None = None
+    for segment in segments:
+        if held is None:
+            held = segment
+            continue
+        text = f"{held.text} {segment.text}"
+        if replacements.apply(text) == f"{replacements.apply(held.text)} {replacements.apply(segment.text)}":
+            yield held
+            held = segment
+        else:
+            held = replace(
+                held, end_ms=segment.end_ms, text=text, tokens=held.tokens + segment.tokens,
+                usage=held.usage + segment.usage, words=held.words + segment.words,
+            )  # fmt: skip
+    if held:
+        yield held
 
 
 def _replaced_words(words: Sequence[Word], replacements: Replacements) -> Iterator[Word]:

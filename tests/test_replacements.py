@@ -127,6 +127,30 @@ async def test_what_is_written_for_several_words_has_their_time() -> None:
     assert " ".join(word.text for word in done.segment.words) == done.segment.text
 
 
+@pytest.mark.anyio
+async def test_segments_that_an_entry_joins_are_one() -> None:
+    heard = ["we go to new", "york", "city by lot", "ee.", "Gonna"]
+    segments = [
+        Segment(i * 100, i * 100 + 90, text, (TextToken(i, text.encode(), -0.1),), 0.0, 0.0, Usage(output_tokens=1),
+                words=tuple(Word(i * 100 + j, i * 100 + j + 1, word) for j, word in enumerate(text.split())))
+        for i, text in enumerate(heard)
+    ]  # fmt: skip
+
+    async def events() -> AsyncGenerator[TextDelta | SegmentDone]:
+        yield TextDelta(" ".join(heard))
+        for segment in segments:
+            yield SegmentDone(segment)
+
+    *deltas, first, last = [event async for event in replaced(events(), made(ENTRIES))]
+    texts = [first.segment.text, last.segment.text]
+    assert texts == ["we go to New York City by Lotti.", "Going to"]
+    assert "".join(delta.text for delta in deltas) == " ".join(texts)
+    assert (first.segment.start_ms, first.segment.end_ms, last.segment.start_ms) == (0, 390, 400)
+    assert first.segment.tokens == tuple(token for segment in segments[:4] for token in segment.tokens)
+    assert first.segment.usage.output_tokens == 4
+    assert " ".join(word.text for word in first.segment.words) == texts[0]
+
+
 def test_a_file_has_two_columns_quotes_where_needed_and_any_empty_lines(tmp_path: Path) -> None:
     file = tmp_path / "words.csv"
     file.write_text('\ufefflot ee,Lotti\n\n"e, g", "for ""example"""\r\nnaïve,naive\n', encoding="utf-8")
