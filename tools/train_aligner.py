@@ -3,7 +3,7 @@
     python -m tools.train_aligner OUT [--steps N] [--bank bank.pkl] [--held held.pkl]
 
 The shapes are wav2vec2's own, shrunk: convolutions that make a frame of 20 ms, then 4 layers of 128. CTC alone
-learns its letters late and puts them anywhere within a word. espeak-ng tells when each word begins, so each frame is
+leaves open where within a word its letters stand. espeak-ng tells when each word begins, so each frame is
 told what to say: the letters of a word share its time evenly, `|` stands at its end, and a pause is blank. Needs
 espeak-ng. The run that made the committed weights is logged in demo_aligner/training.log.
 """
@@ -44,7 +44,7 @@ def new_model() -> Wav2Vec2ForCTC:
     ))  # fmt: skip
     first = model.wav2vec2.feature_extractor.conv_layers[0].conv
     first.weight.data = waves(64, 80)[:, None]
-    first.requires_grad_(False)  # a third of the time would go into filters that are good as they are
+    first.requires_grad_(False)  # a quarter of the time would go into filters that are good as they are
     return model
 
 
