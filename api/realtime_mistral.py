@@ -88,6 +88,7 @@ class SessionConfig(BaseModel):
             language=known_language(self.language, "session.language"),
             keywords=keywords_of(self.context_bias or [], "session.context_bias"),
             delay_ms=(self.target_streaming_delay_ms or DELAY_MS) if model.streams else None,
+            timing="segments",
             turn_detection=self._turns(),
         )
 
