@@ -32,6 +32,7 @@ from transcript import TextDelta
 from voice_activity import AUTO
 
 DENSE, SPARSE = (0.1, 0.9), (2.0, 5.0)
+SHORT = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Condition:
     name: str
     make: Callable[[], Recording]
     prompt: Callable[[VoxtralTokenizer], Prompt]
+    times: int = 1  # as many recordings as were asked for; short ones have few words
 
 
 def with_language(tokenizer: VoxtralTokenizer) -> Prompt:
@@ -62,8 +64,8 @@ def conditions(trained: Arranger, unheard: Arranger) -> list[Condition]:
         return trained.degrade(trained.recording(rng.uniform(1, 4), DENSE, most=1), -6)
 
     return [
-        Condition("1 to 4 s", short, with_language),
-        Condition("5 s", speech(trained, 5, DENSE, -6), with_language),
+        Condition("1 to 4 s", short, with_language, SHORT),
+        Condition("5 s", speech(trained, 5, DENSE, -6), with_language, SHORT),
         Condition("30 s, dense", speech(trained, 30, DENSE, -6), with_language),
         Condition("30 s, pauses of 2 to 5 s", speech(trained, 30, SPARSE, -6), with_language),
         Condition("30 s, no language given", speech(trained, 30, DENSE, -6), without_language),
@@ -72,7 +74,7 @@ def conditions(trained: Arranger, unheard: Arranger) -> list[Condition]:
         Condition("60 s, dense", speech(trained, 60, DENSE, -6), with_language),
         Condition("60 s, pauses of 2 to 5 s", speech(trained, 60, SPARSE, -6), with_language),
         Condition("60 s, any instruction", speech(trained, 60, DENSE, -6), asked),
-        Condition("unheard voices, 5 s", speech(unheard, 5, DENSE, -6), with_language),
+        Condition("unheard voices, 5 s", speech(unheard, 5, DENSE, -6), with_language, SHORT),
         Condition("unheard voices, 30 s", speech(unheard, 30, DENSE, -6), with_language),
     ]
 
@@ -103,7 +105,7 @@ async def evaluate(
 ) -> None:
     tokenizer = worker.backend.tokenizer
     for condition in conditions(trained, unheard):
-        recordings = [r for r in (condition.make() for _ in range(count)) if r.words]
+        recordings = [r for r in (condition.make() for _ in range(count * condition.times)) if r.words]
         texts = await asyncio.gather(*(hear(worker, r, condition.prompt(tokenizer)) for r in recordings))
         pairs = [(" ".join(r.words), text) for r, text in zip(recordings, texts, strict=True)]
         words = sum(len(r.words) for r in recordings)
