@@ -61,6 +61,8 @@ def clean(job: Job) -> str:
 class OneModel:
     """In the place of a ModelManager: a worker that is there already."""
 
+    aligner = None  # none is configured
+
     def __init__(self, worker: object) -> None:
         self.worker, self.users = worker, 0
 
