@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -287,11 +288,19 @@ async def test_what_one_job_asks_for_cannot_fail_its_neighbours(monkeypatch: pyt
         return choose(sampler, *args)
 
     monkeypatch.setattr(Sampler, "choose", failing)
-    backend = ScriptedBackend(lambda job: "alpha bravo charlie delta")
+    backend, submitted = ScriptedBackend(lambda job: "alpha bravo charlie delta"), threading.Event()
+    prefill = backend.prefill
+
+    def prefill_when_all_are_there(jobs: list[Job], row: int) -> torch.Tensor:
+        assert submitted.wait(20)  # or the first may have ended before the last one comes
+        return prefill(jobs, row)
+
+    monkeypatch.setattr(backend, "prefill", prefill_when_all_are_there)
     with running(backend) as worker:
         # One fails in the middle of its text, one at its first token.
         wishes = (Sampling(1.0, seed=7), Sampling(1.0, top_k=1), Sampling(1.0, seed=7))
         failed, good, failed_at_once = [worker.submit(scripted_job(backend, wish), "test") for wish in wishes]
+        submitted.set()
         for stream in (failed, failed_at_once):
             with pytest.raises(JobFailed, match="nothing to choose from"):
                 await asyncio.wait_for(tokens_of(stream), 20)
