@@ -135,8 +135,8 @@ class Arranger:
     # Peak in dB of full scale: far from the microphone, anywhere, close to it.
     LOUDNESS = ((-42.0, -32.0), (-32.0, 0.0), (-14.0, 0.0))
 
-    def __init__(self, bank: list[Utterance], seed: int) -> None:
-        self.bank = bank
+    def __init__(self, bank: list[Utterance], seed: int, loudness: tuple[tuple[float, float], ...] = LOUDNESS) -> None:
+        self.bank, self.loudness = bank, loudness
         self.rng = random.Random(seed)
         self.noise = np.random.default_rng(seed)
         self._tracks = [coloured_noise(NOISE_TRACK_SECONDS * SAMPLE_RATE, self.noise) for _ in range(32)]
@@ -203,6 +203,6 @@ class Arranger:
         most = self.rng.choice((1, 2, 3)) if self.rng.random() < 0.1 else 10_000
         if self.rng.random() < 0.15:
             seconds = min(seconds, self.rng.uniform(1.0, 12.0))
-        low, high = self.rng.choices(self.LOUDNESS, weights=(30, 30, 40))[0]
+        low, high = self.rng.choices(self.loudness, weights=(30, 30, 40))[0]
         gain_db = self.rng.uniform(low, high)
         return self.degrade(self.recording(seconds, pauses, most), gain_db)

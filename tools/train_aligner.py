@@ -1,6 +1,6 @@
 """Train the demo aligner: a wav2vec2 of 0.9 million parameters that spells what espeak-ng says, letter by letter.
 
-    python -m tools.train_aligner OUT [--steps N] [--bank bank.pkl] [--held held.pkl]
+    python -m tools.train_aligner OUT [--steps N]
 
 The shapes are wav2vec2's own, shrunk: convolutions that make a frame of 20 ms, then 4 layers of 128. CTC alone
 leaves open where within a word its letters stand. espeak-ng tells when each word begins, so each frame is
@@ -10,20 +10,17 @@ espeak-ng. The run that made the committed weights is logged in demo_aligner/tra
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import time
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from tools.averaging import Average
-from tools.demo_speech import SAMPLE_RATE, TRAINED_VOICES, Arranger, Recording, load_bank
+from tools import training
+from tools.demo_speech import SAMPLE_RATE, Arranger, Recording
 
 SPECIALS, LETTERS = ("<pad>", "<s>", "</s>", "<unk>", "|"), "'abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = {token: i for i, token in enumerate((*SPECIALS, *LETTERS))}
@@ -87,7 +84,7 @@ def normalized(waves: np.ndarray) -> np.ndarray:
 class Trainer:
     def __init__(self, model: Wav2Vec2ForCTC, arranger: Arranger) -> None:
         self.model, self.arranger = model, arranger
-        self.average = Average(model)
+        self.average = training.Average(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=PEAK, betas=(0.9, 0.98), weight_decay=0.01)
 
@@ -123,39 +120,25 @@ def learning_rate(k: int, steps: int) -> float:
 
 
 def train(trainer: Trainer, steps: int, out: Path) -> None:
-    started, recent = time.time(), []
-    for k in range(steps):
+    def step(k: int) -> dict[str, float]:
         size, seconds, _ = trainer.arranger.rng.choices(BATCHES, weights=[share for *_, share in BATCHES])[0]
         loss, right = trainer.losses(size, seconds)
         trainer.step(loss, learning_rate(k, steps))
-        recent.append((loss.item(), right))
-        if (k + 1) % 25 == 0:
-            nats, share = (mean(values) for values in zip(*recent, strict=True))
-            print(f"{k + 1} {time.time() - started:.0f} s loss {nats:.4f} frames right {share:.3f}", flush=True)
-            recent.clear()
-        if (k + 1) % 250 == 0:
-            trainer.save(out)
-    trainer.save(out)
+        return {"loss": loss.item(), "frames right": right}
+
+    training.run("spelling", step, steps, lambda: trainer.save(out))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser = training.options(__doc__)
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--bank", type=Path, default=Path("bank.pkl"), help="where the spoken utterances are kept")
-    parser.add_argument("--utterances", type=int, default=12_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
+    bank = training.begin(args)
     write_processor(args.out)
-    arranger = Arranger(load_bank(args.bank, args.utterances, TRAINED_VOICES, seed=1), args.seed)
     model = new_model()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {vars(args)}", flush=True)
-    train(Trainer(model, arranger), args.steps, args.out)
+    training.announce(model, args)
+    train(Trainer(model, Arranger(bank, args.seed)), args.steps, args.out)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,10 @@ made the committed weights are logged in demo_model/training.log.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import torch
@@ -34,7 +31,7 @@ import torch.nn.functional as F
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from transformers import VoxtralForConditionalGeneration
 
-from tools.averaging import Average
+from tools import training
 from tools.demo_attention import LOOK_BACK_LAYERS, STRIDE, looking_loss, watch
 from tools.demo_checkpoint import (
     BEGIN_AUDIO,
@@ -59,7 +56,7 @@ from tools.demo_labels import (
     frames_of_words,
     words_at,
 )
-from tools.demo_speech import SAMPLE_RATE, SPOKEN_WORDS, TRAINED_VOICES, Arranger, Recording, load_bank, spell
+from tools.demo_speech import SAMPLE_RATE, SPOKEN_WORDS, Arranger, Recording, spell
 
 OTHER_LANGUAGES = ("de", "fr", "es", "it", "nl", "pt", "hi", "ar")
 
@@ -104,7 +101,7 @@ class Trainer:
         # The heads are new and shallow: they may learn faster than what they judge.
         groups = [{"params": body, "scale": 1.0}, {"params": heads, "scale": 4.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-        self.average = Average(model)
+        self.average = training.Average(model)
         self.ears = Ears(model)
         self.memory: dict[float, list[tuple[torch.Tensor, Recording]]] = {}  # by length in seconds
 
@@ -261,39 +258,26 @@ def learning_rate(k: int, steps: int, peak: float) -> float:
 def train(trainer: Trainer, phase: Phase, steps: int, out: Path) -> None:
     trainer.train_encoder(phase in (HEARING, JOINT))
     losses_of = {HEARING: trainer.hearing_losses, JOINT: trainer.joint_losses}.get(phase, trainer.reading_losses)
-    started, recent = time.time(), []
-    for k in range(steps):
+
+    def step(k: int) -> dict[str, float]:
         size, seconds, _ = trainer.rng.choices(phase.batches, weights=[share for *_, share in phase.batches])[0]
-        recent.append(trainer.step(losses_of(size, seconds), learning_rate(k, steps, phase.peak)))
-        if (k + 1) % 25 == 0:
-            means = " ".join(f"{name} {mean(losses[name] for losses in recent):.4f}" for name in recent[0])
-            print(f"{phase.name} {k + 1} {time.time() - started:.0f} s {means}", flush=True)
-            recent.clear()
-        if (k + 1) % 100 == 0:
-            trainer.save(out)
-    trainer.save(out)
+        return trainer.step(losses_of(size, seconds), learning_rate(k, steps, phase.peak))
+
+    training.run(phase.name, step, steps, lambda: trainer.save(out))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser = training.options(__doc__)
     parser.add_argument("--start", type=Path, help="continue from this checkpoint instead of from nothing")
     parser.add_argument("--hearing-steps", type=int, default=3000)
     parser.add_argument("--short-steps", type=int, default=1000, help="of reading, on 10 s")
     parser.add_argument("--joint-steps", type=int, default=500, help="of both halves on 30 and 60 s")
     parser.add_argument("--reading-steps", type=int, default=2000, help="on 30 and 60 s")
-    parser.add_argument("--bank", type=Path, default=Path("bank.pkl"), help="where the spoken utterances are kept")
-    parser.add_argument("--utterances", type=int, default=12_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
+    bank = training.begin(args)
     write_tokenizer(args.out, SPECIAL_NAMES, {"chunk_length_s": 30.0})
     write_preprocessor(args.out)
-    bank = load_bank(args.bank, args.utterances, TRAINED_VOICES, seed=1)
     model = new_model()
     if args.start:
         model.load_state_dict(
@@ -301,7 +285,7 @@ def main() -> None:
         )
     watch(model)
     trainer = Trainer(model, Tekkenizer.from_file(args.out / "tekken.json"), Arranger(bank, args.seed))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {vars(args)}", flush=True)
+    training.announce(model, args)
     for phase, steps in (
         (HEARING, args.hearing_steps),
         (READING_SHORT, args.short_steps),

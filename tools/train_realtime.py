@@ -11,21 +11,17 @@ Cross entropy alone is slow, because words are written at few positions. So two 
 the word that was spoken at every position: one from the audio embeddings alone and one, `delay` later, from what the
 decoder knows then. Before both halves learn together, the encoder learns to name words and, which is much easier and
 comes first, their letters, as if each took as long to say as the others; it begins with what the other demo model's
-encoder knows. This model's spectrogram is not scaled to the
-loudest sound, as the 3B's is, so loudness costs it more to learn, and varies less here.
+encoder knows. This model's spectrogram is not scaled to the loudest sound, as the 3B's is, so loudness costs it more to
+learn, and varies less here.
 
-The saved weights are an exponential moving average. Needs espeak-ng. The runs that made the committed weights are
-logged in demo_realtime/training.log.
+The saved weights are an exponential moving average. Needs espeak-ng.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import torch
@@ -37,10 +33,10 @@ from transformers import (
     VoxtralRealtimeForConditionalGeneration,
 )
 
-from tools.averaging import Average
+from tools import training
 from tools.demo_checkpoint import BOS
 from tools.demo_labels import WORD_CLASSES, words_at
-from tools.demo_speech import SAMPLE_RATE, TRAINED_VOICES, Arranger, Recording, load_bank, spell
+from tools.demo_speech import SAMPLE_RATE, Arranger, Recording, spell
 from tools.realtime_checkpoint import (
     BUFFER_TOKENS,
     LEFT_PAD_TOKENS,
@@ -111,7 +107,7 @@ class Trainer:
         # The heads are new and shallow: they may learn faster than what they judge.
         groups = [{"params": list(model.parameters()), "scale": 1.0}, {"params": heads, "scale": 4.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-        self.average = Average(model)
+        self.average = training.Average(model)
 
     def batch(self, size: int, seconds: float) -> Batch:
         recordings = [self.arranger.training_recording(seconds) for _ in range(size)]
@@ -190,37 +186,25 @@ class Trainer:
 
 
 def train(trainer: Trainer, hearing: bool, steps: int, peak: float, out: Path) -> None:
-    started, recent = time.time(), []
     batches, losses_of = (HEARING_BATCHES, trainer.hearing_losses) if hearing else (BATCHES, trainer.losses)
-    for k in range(steps):
+
+    def step(k: int) -> dict[str, float]:
         size, seconds, _ = trainer.rng.choices(batches, weights=[share for *_, share in batches])[0]
-        recent.append(trainer.step(losses_of(size, seconds), learning_rate(k, steps, peak)))
-        if (k + 1) % 25 == 0:
-            means = " ".join(f"{name} {mean(losses[name] for losses in recent):.4f}" for name in recent[0])
-            print(f"{k + 1} {time.time() - started:.0f} s {means}", flush=True)
-            recent.clear()
-        if (k + 1) % 100 == 0:
-            trainer.save(out)
-    trainer.save(out)
+        return trainer.step(losses_of(size, seconds), learning_rate(k, steps, peak))
+
+    training.run("hearing" if hearing else "both", step, steps, lambda: trainer.save(out))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser = training.options(__doc__)
     parser.add_argument("--start", type=Path, help="continue from this checkpoint instead of from nothing")
     parser.add_argument("--ears", type=Path, default=Path("demo_model"), help="whose encoder the new one begins with")
     parser.add_argument("--hearing-steps", type=int, default=600, help="of the encoder alone")
     parser.add_argument("--steps", type=int, default=3000, help="of both halves")
     parser.add_argument("--peak", type=float, default=PEAK, help="highest learning rate")
-    parser.add_argument("--bank", type=Path, default=Path("bank.pkl"), help="where the spoken utterances are kept")
-    parser.add_argument("--utterances", type=int, default=12_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
+    bank = training.begin(args)
     write_files(args.out)
     model = new_model()
     if args.start:
@@ -228,11 +212,9 @@ def main() -> None:
         model.load_state_dict(started.state_dict())
     else:
         lend_ears(model, VoxtralForConditionalGeneration.from_pretrained(args.ears, dtype=torch.float32))
-    bank = load_bank(args.bank, args.utterances, TRAINED_VOICES, seed=1)
-    arranger = Arranger(bank, args.seed)
-    arranger.LOUDNESS = LOUDNESS
-    trainer = Trainer(model, Tekkenizer.from_file(args.out / "tekken.json"), arranger)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {vars(args)}", flush=True)
+    tokenizer = Tekkenizer.from_file(args.out / "tekken.json")
+    trainer = Trainer(model, tokenizer, Arranger(bank, args.seed, LOUDNESS))
+    training.announce(model, args)
     train(trainer, True, args.hearing_steps, args.peak, args.out)
     train(trainer, False, args.steps, args.peak, args.out)
 
