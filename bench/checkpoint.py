@@ -57,6 +57,7 @@ SIZES = (*TEXT, *REALTIME_TEXT)
 
 def write_checkpoint(folder: Path, size: str, device: str) -> None:
     """`device`: where the weights are drawn, which takes minutes for the large ones on a CPU."""
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     if size in REALTIME_TEXT:
         model = new_realtime_model(size, device)

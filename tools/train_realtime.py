@@ -4,8 +4,9 @@
 
 At each 80 ms the model hears one audio embedding and writes one token: [STREAMING_PAD], or [STREAMING_WORD] where a
 word has ended `delay` ago, and then the word. espeak-ng tells when words end, so the target of every position is known.
-Each batch has its own delay, of which the decoder's norms are told. Recordings are longer than the attention windows,
-so that the model learns to live without its beginning.
+Each recording has its own delay, of which the decoder's norms are told; with one delay for a whole batch, each step
+undid much of what the one before had taught. Recordings are longer than the attention windows, so that the model learns
+to live without its beginning.
 
 Cross entropy alone is slow, because words are written at few positions. So two classifiers, which are thrown away, name
 the word that was spoken at every position: one from the audio embeddings alone and one, `delay` later, from what the
@@ -55,6 +56,7 @@ BATCHES = ((4, 12.0, 0.8), (2, 24.0, 0.2))
 PEAK = 1.2e-3  # learning rate
 HEARD_AFTER, KNOWN_AFTER = 3, 2  # tokens after which encoder and decoder must name the word that is spoken ...
 LETTER_AFTER, NO_LETTER = 1, 26  # ... and the encoder its letter
+NOT_ASKED = -100  # class that cross entropy leaves out
 LOUDNESS = ((-30.0, -14.0), (-20.0, 0.0), (-14.0, 0.0))  # peaks in dB of full scale
 WRONG = (0.0, 0.0, 0.05, 0.15)  # shares of the written words that are replaced, for the model will make mistakes
 
@@ -63,8 +65,13 @@ WRONG = (0.0, 0.0, 0.05, 0.15)  # shares of the written words that are replaced,
 class Batch:
     mel: torch.Tensor  # (recordings, 128, 8 * positions)
     written: torch.Tensor  # (recordings, positions + 1): the prompt, then what is written at each position
-    delay: int  # in tokens
+    delays: torch.Tensor  # (recordings,) in tokens
     recordings: list[Recording]
+
+    @property
+    def firsts(self) -> torch.Tensor:
+        """(recordings,): the positions that begin to write; those before only read the prompt."""
+        return LEFT_PAD_TOKENS + self.delays
 
 
 def written_tokens(recording: Recording, ids: list[list[int]], length: int) -> list[int]:
@@ -111,15 +118,16 @@ class Trainer:
 
     def batch(self, size: int, seconds: float) -> Batch:
         recordings = [self.arranger.training_recording(seconds) for _ in range(size)]
-        delay = self.rng.choice(DELAYS)
-        first = LEFT_PAD_TOKENS + delay + 1
-        positions = first + int(seconds * SAMPLE_RATE) // SAMPLES_PER_TOKEN + BUFFER_TOKENS
+        delays = torch.tensor(self.rng.choices(DELAYS, k=size))
+        tokens = int(seconds * SAMPLE_RATE) // SAMPLES_PER_TOKEN
+        positions = LEFT_PAD_TOKENS + int(delays.max()) + 1 + tokens + BUFFER_TOKENS
         written = torch.full((size, positions + 1), STREAMING_PAD)
         written[:, 0] = BOS
-        for row, recording in enumerate(recordings):
+        for row, recording, delay in zip(written, recordings, delays.tolist(), strict=True):
             ids = [self._ids(f" {word}") for word in spell(recording.words, self.rng)]
-            written[row, first:] = torch.tensor(written_tokens(recording, ids, positions + 1 - first))
-        return Batch(self._mel(recordings, LEFT_PAD_TOKENS, positions), written, delay, recordings)
+            said = row[LEFT_PAD_TOKENS + delay + 1 :]
+            said.copy_(torch.tensor(written_tokens(recording, ids, len(said))))
+        return Batch(self._mel(recordings, LEFT_PAD_TOKENS, positions), written, delays, recordings)
 
     def _mel(self, recordings: list[Recording], left_pad: int, positions: int) -> torch.Tensor:
         """Log-mel (recordings, 128, 8 * positions) of the recordings after `left_pad` tokens of silence."""
@@ -138,26 +146,33 @@ class Trainer:
         audio = self.model.get_audio_features(mel, return_dict=True).pooler_output
         letters = torch.from_numpy(np.stack([letters_at(r, audio.shape[1] - LETTER_AFTER) for r in recordings]))
         spelling = F.cross_entropy(self.letter_head(audio[:, LETTER_AFTER:]).flatten(0, 1), letters.flatten())
-        return {"hearing": self._naming(self.encoder_head, audio[:, HEARD_AFTER:], recordings), "spelling": spelling}
+        heard = torch.full((size,), HEARD_AFTER)
+        return {"hearing": self._naming(self.encoder_head, audio, recordings, heard), "spelling": spelling}
 
     def losses(self, size: int, seconds: float) -> dict[str, torch.Tensor]:
         batch, model = self.batch(size, seconds), self.model.model
         audio = model.get_audio_features(batch.mel, return_dict=True).pooler_output
         inputs = model.language_model.embed_tokens(self._with_mistakes(batch.written[:, :-1])) + audio
-        condition = model.time_embedding(torch.tensor([float(batch.delay)]))
-        hidden = model.language_model(inputs_embeds=inputs, t_cond=condition[None]).last_hidden_state
+        condition = torch.stack([model.time_embedding(delay[None].float()) for delay in batch.delays])
+        hidden = model.language_model(inputs_embeds=inputs, t_cond=condition[:, None]).last_hidden_state
         losses = F.cross_entropy(self.model.lm_head(hidden).transpose(1, 2), batch.written[:, 1:], reduction="none")
-        first = LEFT_PAD_TOKENS + batch.delay  # position that writes; those before only read the prompt
-        losses, pads = losses[:, first:], batch.written[:, first + 1 :] == STREAMING_PAD
+        writes, pads = torch.arange(inputs.shape[1]) >= batch.firsts[:, None], batch.written[:, 1:] == STREAMING_PAD
         # A pad is the likeliest token everywhere, and most are easy: told apart, the two show what is learnt.
-        text, silence = losses[~pads].sum() / max(1, (~pads).sum()), losses[pads].mean()
-        hearing = self._naming(self.encoder_head, audio[:, LEFT_PAD_TOKENS + HEARD_AFTER :], batch.recordings)
-        knowing = self._naming(self.decoder_head, hidden[:, first + KNOWN_AFTER :], batch.recordings)
+        words = writes & ~pads
+        text, silence = losses[words].sum() / words.sum().clamp(min=1), losses[writes & pads].mean()
+        heard = torch.full_like(batch.firsts, LEFT_PAD_TOKENS + HEARD_AFTER)
+        hearing = self._naming(self.encoder_head, audio, batch.recordings, heard)
+        knowing = self._naming(self.decoder_head, hidden, batch.recordings, batch.firsts + KNOWN_AFTER)
         return {"text": text, "pads": 3 * silence, "hearing": hearing, "knowing": knowing}
 
     @staticmethod
-    def _naming(head: torch.nn.Module, hidden: torch.Tensor, recordings: list[Recording]) -> torch.Tensor:
-        spoken = torch.from_numpy(np.stack([words_at(r, hidden.shape[1])[:, 0] for r in recordings]))
+    def _naming(
+        head: torch.nn.Module, hidden: torch.Tensor, recordings: list[Recording], firsts: torch.Tensor
+    ) -> torch.Tensor:
+        """firsts (recordings,): the positions that are to name what is spoken first."""
+        spoken = torch.full(hidden.shape[:2], NOT_ASKED)
+        for row, recording, first in zip(spoken, recordings, firsts.tolist(), strict=True):
+            row[first:] = torch.from_numpy(words_at(recording, len(row) - first)[:, 0])
         return F.cross_entropy(head(hidden).flatten(0, 1), spoken.flatten())
 
     def _with_mistakes(self, written: torch.Tensor) -> torch.Tensor:
