@@ -18,6 +18,9 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from timeline import TOLD_GAP, Timeline, declared_end
+from transcript import Gap
+
 SAMPLE_RATE = 16_000  # Hz, what Voxtral's encoder was trained on
 SHORTEST_SECONDS = 0.1
 RATES = range(1_000, 768_001)  # Hz; a header can claim any, and what is held for a second goes by it
@@ -100,6 +103,7 @@ class AudioFile:
         try:
             self._container = _open_container(file)
             self._stream = _audio_stream(self._container)
+            self._timeline = Timeline(self._container, self._stream)
             self._refuse_declared_length()
         except BaseException:
             file.close()
@@ -111,6 +115,11 @@ class AudioFile:
         if self._stream.duration and self._stream.time_base:
             return float(self._stream.duration * self._stream.time_base)
         return self._container.duration / av.time_base if self._container.duration else None
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """Where the file lacks audio, as far as `blocks` has come; behind its end, if it should have been longer."""
+        return tuple(self._timeline.gaps)
 
     def _refuse_declared_length(self) -> None:
         seconds = self.declared_seconds
@@ -132,9 +141,13 @@ class AudioFile:
             raise damaged("no audio could be decoded")
         if self.decoded < SHORTEST_SECONDS * SAMPLE_RATE:
             raise too_short(self.decoded / SAMPLE_RATE)
+        end, declared = self.decoded / SAMPLE_RATE, declared_end(self._container, self._stream)
+        if declared and declared - end >= TOLD_GAP:
+            self._timeline.add_gap(end, declared)
 
     def _mono_seconds(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(rate, mono float32 samples) of about a second each, in order. What changes midway begins a new one."""
+        """(rate, mono float32 samples) of about a second each, in order. What changes midway begins a new one, and what
+        the file leaves out is silence."""
         frames: list[AudioFrame] = []
         kind, held = None, 0
         try:
@@ -143,9 +156,13 @@ class AudioFile:
                 if frame.sample_rate not in RATES:
                     raise unusual_rate(frame.sample_rate)
                 full = min(frame.sample_rate, MOST_HELD // frame.layout.nb_channels)
-                if frames and (of_frame != kind or held >= full):
+                gap = self._timeline.gap_before(frame)
+                if gap > self._limits.seconds:
+                    raise too_long(self._limits.seconds)
+                if frames and (of_frame != kind or held >= full or gap):
                     yield frames[0].sample_rate, _mono(frames)
                     frames, held = [], 0
+                yield from _silence(frame.sample_rate, gap)
                 kind = of_frame
                 frames.append(frame)
                 held += frame.samples
@@ -183,6 +200,12 @@ def _audio_stream(container: InputContainer) -> AudioStream:
     stream = container.streams.audio[0]
     stream.thread_type = "NONE"  # requests run beside each other; threads inside a decoder would only compete
     return stream
+
+
+def _silence(rate: int, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
+    samples = round(seconds * rate)
+    for at in range(0, samples, rate):
+        yield rate, np.zeros(min(rate, samples - at), np.float32)
 
 
 def _mono(frames: list[AudioFrame]) -> np.ndarray:

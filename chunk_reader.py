@@ -9,6 +9,7 @@ import numpy as np
 
 from audio_processor import SAMPLE_RATE, AudioFile
 from chunking import Chunk, milliseconds
+from transcript import Gap
 
 # Decoded before an answer may begin. Most of what can be wrong with a file shows by then, and no client waits for its
 # first byte while hours of silence are searched for speech.
@@ -35,6 +36,10 @@ class ChunkReader:
         """The length that the container gives, where it gives one."""
         seconds = self._audio.declared_seconds
         return round(seconds * 1000) if seconds else None
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        return self._audio.gaps
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """In the thread: the audio's blocks, until there is nobody who waits for a chunk."""

@@ -37,6 +37,7 @@ SHORT_PAUSE = SAMPLE_RATE - int((AUTO.silence_duration_ms + AUTO.prefix_padding_
 class _Utterance:
     """One utterance: the Source of its Transcription, and how far that is."""
 
+    gaps = ()  # what is sent live is whole
     task: asyncio.Task[None]
 
     def __init__(self, number: int, chunk_done: Callable[[_Utterance], None]) -> None:

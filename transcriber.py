@@ -34,6 +34,7 @@ from transcript import (
     Conversation,
     Event,
     Finished,
+    Gap,
     Segment,
     SegmentDone,
     TextDelta,
@@ -126,6 +127,11 @@ class Source(Protocol):
         """Audio that was looked at for them so far."""
         ...
 
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """Where there was none, though the recording went on."""
+        ...
+
     async def next(self) -> Chunk | None:
         """The next one; None after the last. Raises AudioError."""
         ...
@@ -212,7 +218,7 @@ class Transcription:
         usage = sum((segment.usage for segment in segments), Usage())
         usage = replace(usage, audio_ms=self._source.decoded_ms)  # with what nobody spoke in
         language = self.request.language or await asyncio.to_thread(languages.detect, text, self.model.spec.languages)
-        yield Finished(Transcript(text, language, tuple(segments), usage))
+        yield Finished(Transcript(text, language, tuple(segments), usage, self._source.gaps))
 
     async def _asked(self, worker: Worker) -> Asked:
         """What each chunk is asked."""

@@ -143,6 +143,14 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """A stretch of the recording of which its file has no audio."""
+
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True)
 class TextDelta:
     text: str
     tokens: tuple[TextToken, ...] = ()
@@ -167,6 +175,7 @@ class Transcript:
     language: str | None  # ISO 639-1, as asked for or else recognised from the text; None: too little to tell
     segments: tuple[Segment, ...] = ()
     usage: Usage = field(default_factory=Usage)
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def tokens(self) -> tuple[TextToken, ...]:

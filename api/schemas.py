@@ -90,9 +90,9 @@ class LanguageCode(Answer):
 class TranscriptionWarning(Answer):
     """Where the text may not be whole."""
 
-    code: Literal["loop", "length"]
+    code: Literal["loop", "length", "audio_incomplete"]
     message: str
-    start: float = Field(description="seconds; of the segment")
+    start: float = Field(description="seconds; of the segment, or of what the file lacks")
     end: float
 
 

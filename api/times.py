@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from transcript import Segment, Transcript, Word
+from transcript import Gap, Segment, Transcript, Word
 
 Granularity = Literal["segment", "word"]
 NONE: frozenset[Granularity] = frozenset()
@@ -45,5 +45,5 @@ def mistral_segments(segment: Segment, granularities: frozenset[Granularity]) ->
     return [{"text": part.text.strip(), **seconds(part), "speaker_id": None} for part in parts if part.text.strip()]
 
 
-def seconds(span: Segment | Word) -> dict[str, float]:
+def seconds(span: Segment | Word | Gap) -> dict[str, float]:
     return {"start": span.start_ms / 1000, "end": span.end_ms / 1000}

@@ -46,14 +46,17 @@ LAPSES: dict[Lapse, str] = {
     "loop": "The model repeated itself here, also in shorter pieces. The repeats were left out; words may be missing.",
     "length": "The model reached its cap on tokens here before it had ended; words may be missing.",
 }
+INCOMPLETE = "The file has no audio here: it was cut or is damaged, or nothing was recorded. Words may be missing."
 
 
 def warnings(transcript: Transcript) -> list[dict[str, Any]]:
-    return [
+    lapses = [
         {"code": segment.lapse, "message": LAPSES[segment.lapse], **seconds(segment)}
         for segment in transcript.segments
         if segment.lapse
     ]
+    gaps = [{"code": "audio_incomplete", "message": INCOMPLETE, **seconds(gap)} for gap in transcript.gaps]
+    return sorted(lapses + gaps, key=lambda warning: warning["start"])
 
 
 async def openai_frames(

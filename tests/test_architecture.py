@@ -38,6 +38,7 @@ LAYERS = (
     ("voice_activity",),
     ("pcm",),
     ("audio_processor",),
+    ("timeline",),
     ("replacements",),
     ("instructions",),
     ("client_secrets",),
