@@ -44,6 +44,11 @@ log = logging.getLogger("voxtral")
 # The demo model loses its place in long pieces; see its README. It is too small to gain by quantization.
 DEMO_DEFAULTS = {"audio_chunk_size_seconds": 15, "voxtral_quantization": "none"}
 SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
+SOCKETS = {
+    "ws_max_size": MOST_MESSAGE_BYTES,
+    "ws_per_message_deflate": False,  # most is raw audio in base64, which takes long and gains little
+    "ws_ping_timeout": None,  # a pong is read behind what a sender that must wait has sent, and may be very late
+}
 
 
 def create_app(settings: Settings, download: bool = True) -> ASGIApp:
@@ -225,10 +230,7 @@ def main(arguments: list[str]) -> int:
     shown = f"[{host}]" if ":" in host else host
     print(f"Voxtral Local listens on http://{shown}:{port} (model {settings.voxtral_model_id})", flush=True)
     # "on": a start that fails ends the server, where "auto" would serve 500s.
-    # Messages are not compressed: most are raw audio in base64, which takes long and gains little.
-    # A pong is read behind the messages of a sender that waits for the model, and may be late without limit.
-    sockets = {"ws_max_size": MOST_MESSAGE_BYTES, "ws_per_message_deflate": False, "ws_ping_timeout": None}
-    config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS, **sockets)
+    config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS, **SOCKETS)
     uvicorn.Server(config).run(sockets=[listening])
     return 0
 

@@ -1,16 +1,17 @@
 """The realtime sockets: bytes between a client, the dialect that it speaks, and a live session.
 
-Two tasks share a socket. One hears the client and carries out what its events lead to, one after another, so that a
-client that sends too fast waits for the model. The other one tells the client what the session has heard.
+Three tasks share a socket. One reads it. One carries out what the client's events lead to, one after another, so that a
+client that sends too fast waits for the model. One tells the client what the session has heard.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -20,19 +21,21 @@ from starlette.websockets import WebSocketDisconnect
 from api.edge import key_digest, sent_key
 from api.errors import ApiError, describe
 from api.realtime_dialect import Action, Clear, Close, Commit, Dialect, Feed, Finish, Flush, Send, Terms, Update
+from api.realtime_inbox import Inbox
 from api.realtime_latch import Undecided
 from api.realtime_mistral import MistralDialect
 from api.service import Service
 from engine.core import PromptInvalid, PromptTooLong
 from live import LiveError, LiveSession
 
+log = logging.getLogger("voxtral.api")
 router = APIRouter()
 
 # Of one message: 15 MiB of audio in base64, which OpenAI takes, and what stands around it. The server breaks the
 # connection over a larger one.
 MOST_MESSAGE_BYTES = 21 * 1024 * 1024
 QUICK = 100_000  # characters, which are read in about a millisecond; more are read in a thread
-SEND_SECONDS = 20  # for a client to take an event
+SEND_SECONDS = 20  # for a client to make room for an event
 BETA_PROTOCOL = "openai-beta.realtime-v1"
 # A session goes on after these.
 PASSING = ("commit_empty", "prompt_unsupported", "delay_fixed")
@@ -67,30 +70,44 @@ async def _serve(socket: WebSocket, service: Service, dialect: Callable[[Terms],
 class _Talk:
     def __init__(self, socket: WebSocket, service: Service, dialect: Dialect) -> None:
         self._socket, self._service, self._dialect = socket, service, dialect
+        self._inbox = Inbox(socket)
         self._session: LiveSession | None = None
         self._opened = asyncio.Event()
         self._dialects_turn = asyncio.Lock()  # large events are read in a thread
 
     async def run(self) -> None:
         """Until the client is gone, the session is over, or one of them has failed."""
+        self._reading = asyncio.create_task(self._inbox.fill())
+        try:
+            if error := await self._until_over():
+                await self._fail(error)
+        finally:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+    async def _until_over(self) -> Exception | None:
+        """What has ended the session, if it is an error."""
         tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._tell())]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([self._reading, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             if self._session:
                 await self._session.close()
-        errors = [result for result in results if isinstance(result, Exception)]
-        if errors and not isinstance(errors[0], WebSocketDisconnect | TimeoutError):
-            await self._fail(errors[0])
+        return next((result for result in results if isinstance(result, Exception)), None)
 
     async def _fail(self, error: Exception) -> None:
-        """Say what has ended the session, and end it."""
+        """Say what has ended the session, and close the socket. A client that took nothing may have begun to."""
+        if self._reading.done() or isinstance(error, WebSocketDisconnect):
+            return
         told = describe(error)
-        with suppress(WebSocketDisconnect, TimeoutError):
-            await self._carry_out([self._dialect.error(told), Close(close_code(told))])
+        log.warning("a realtime socket is closed: %s", told.message)
+        for action in (self._dialect.error(told), Close(close_code(told))):
+            if not self._reading.done():
+                with suppress(WebSocketDisconnect, LiveError):
+                    await self._carry_out([action])
 
     async def _hear(self) -> None:
         goes_on = await self._carry_out(self._dialect.hello())
@@ -110,16 +127,13 @@ class _Talk:
                 goes_on = await self._carry_out([self._dialect.error(describe(error), event)])
 
     async def _next_message(self) -> dict[str, Any]:
-        """Raises WebSocketDisconnect, and LiveError where a client that has sent no audio does not send anything."""
+        """Raises LiveError where a client that has sent no audio does not send anything."""
         seconds = self._service.settings.realtime_idle_seconds
         try:
             async with asyncio.timeout(None if self._session else seconds):
-                message = await self._socket.receive()
+                return await self._inbox.next()
         except TimeoutError:
             raise LiveError("idle", f"No audio came within {seconds:g} s, after which a session ends.") from None
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message["code"])
-        return dict(message)
 
     async def _read(self, message: dict[str, Any]) -> dict[str, Any]:
         """Raises ApiError for what is no JSON object."""
@@ -154,10 +168,9 @@ class _Talk:
         """Whether the socket stays open."""
         for action in actions:
             if isinstance(action, Send):
-                async with asyncio.timeout(SEND_SECONDS):
-                    await self._socket.send_text(json.dumps(action.event, separators=(",", ":")))
+                await _taken(self._socket.send_text(json.dumps(action.event, separators=(",", ":"))))
             elif isinstance(action, Close):
-                await self._socket.close(action.code)
+                await _taken(self._socket.close(action.code))
                 return False
             elif isinstance(action, Finish) and self._session is None:
                 return await self._carry_out(self._dialect.finished())
@@ -195,6 +208,17 @@ class _Talk:
         self._session = await self._service.live.open(model, self._dialect.request, key)
         self._opened.set()
         return self._session
+
+
+async def _taken(sending: Awaitable[None]) -> None:
+    """Raises LiveError reader_too_slow, and WebSocketDisconnect."""
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await sending
+    except TimeoutError:
+        raise LiveError(
+            "reader_too_slow", f"The client took nothing for {SEND_SECONDS} s. Read events as they come."
+        ) from None
 
 
 def close_code(error: ApiError) -> int:
