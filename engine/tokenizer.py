@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import codecs
 import io
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,7 @@ from mistral_common.guidance.grammar_factory import GrammarFactory
 from mistral_common.protocol.instruct.chunk import AudioChunk, TextChunk
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, ToolMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.protocol.instruct.tool_calls import FunctionCall
+from mistral_common.protocol.instruct.tool_calls import Function, FunctionCall
 from mistral_common.protocol.instruct.tool_calls import ToolCall as MistralToolCall
 from mistral_common.protocol.transcription.request import TranscriptionRequest as MistralTranscriptionRequest
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTokens
@@ -39,6 +40,9 @@ ANY_OBJECT = {
     "type": "json_schema",
     "json_schema": {"name": "object", "schema": {"type": "object"}, "strict": True},
 }
+
+
+NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 class VoxtralTokenizer:
@@ -74,7 +78,8 @@ class VoxtralTokenizer:
         if not conversation.tools and conversation.response_format is None:
             return None
         param = "tools" if conversation.response_format is None else "response_format"
-        attempts = [request] if _is_strict(request) else [_held_to_schemas(request), request]
+        strict = _is_strict(request)
+        attempts = [request] if strict else [_held_to_schemas(request, reading) for reading in READINGS]
         problem = ""
         try:
             template = self._grammars.select_jinja_template()
@@ -82,7 +87,7 @@ class VoxtralTokenizer:
         except (MistralCommonException, ValueError) as error:
             raise PromptInvalid(f"{param} cannot be obeyed: {_first_line(error)}", param) from None
         for grammar in filter(None, grammars):
-            grammar = compact(grammar, lenient=not _is_strict(request))
+            grammar = compact(grammar, lenient=not strict)
             problem = LLMatcher.validate_grammar(grammar, self.for_grammars)
             if not problem:
                 return grammar
@@ -162,11 +167,19 @@ def _chat_request(conversation: Conversation) -> ChatCompletionRequest:
         options["response_format"] = ANY_OBJECT if is_object else conversation.response_format
     if conversation.tools:
         options |= {
-            "tools": list(conversation.tools),
+            "tools": [_with_parameters(tool) for tool in conversation.tools],
             "tool_choice": conversation.tool_choice,
             "parallel_tool_calls": conversation.parallel_tool_calls,
         }
     return ChatCompletionRequest(messages=[_mistral_message(m) for m in conversation.messages], **options)
+
+
+def _with_parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool as mistral-common wants it: OpenAI's may leave out the parameters of one that has none."""
+    function = tool.get("function")
+    if not isinstance(function, dict) or function.get("parameters") is not None:
+        return tool
+    return {**tool, "function": {**function, "parameters": NO_PARAMETERS}}
 
 
 def _is_strict(request: ChatCompletionRequest) -> bool:
@@ -175,17 +188,39 @@ def _is_strict(request: ChatCompletionRequest) -> bool:
     return bool(schema and schema.strict) or any(tool.function.strict for tool in request.tools or ())
 
 
-def _held_to_schemas(request: ChatCompletionRequest) -> ChatCompletionRequest:
+def _held_to_schemas(request: ChatCompletionRequest, reading: Callable[[Any], Any]) -> ChatCompletionRequest:
     """The request as if it were strict, which most clients leave out though they break over anything else: not strict,
     mistral-common lets through names of tools that do not exist and any JSON."""
-    tools = [
-        tool.model_copy(update={"function": tool.function.model_copy(update={"strict": True})})
-        for tool in request.tools or ()
-    ]
+
+    def held(function: Function) -> Function:
+        return function.model_copy(update={"strict": True, "parameters": reading(function.parameters)})
+
+    tools = [tool.model_copy(update={"function": held(tool.function)}) for tool in request.tools or ()]
     form = request.response_format
-    if form.json_schema:
-        form = form.model_copy(update={"json_schema": form.json_schema.model_copy(update={"strict": True})})
+    if schema := form.json_schema:
+        strict = schema.model_copy(update={"strict": True, "custom_schema": reading(schema.custom_schema)})
+        form = form.model_copy(update={"json_schema": strict})
     return request.model_copy(update={"tools": tools or None, "response_format": form})
+
+
+def _as_it_is(schema: Any) -> Any:
+    return schema
+
+
+def _without_patterns(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        is_pattern = {key: key == "pattern" and isinstance(value, str) for key, value in schema.items()}
+        return {key: _without_patterns(value) for key, value in schema.items() if not is_pattern[key]}
+    return [_without_patterns(part) for part in schema] if isinstance(schema, list) else schema
+
+
+def _bare(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array" if schema.get("type") == "array" else "object"}
+
+
+# Ways to read a schema that need not be kept to the letter, of which the first that a grammar can hold is taken. Most
+# often it is a pattern that none can: Zod's for addresses of e-mail looks ahead.
+READINGS = (_as_it_is, _without_patterns, _bare)
 
 
 def _mistral_message(message: Message) -> SystemMessage | UserMessage | AssistantMessage | ToolMessage:

@@ -220,6 +220,15 @@ def test_a_tool_that_must_be_called_is_called_with_fitting_arguments(client: Ope
     assert answer.usage.completion_tokens >= 1
 
 
+def test_a_tool_may_have_no_parameters(client: OpenAI) -> None:
+    tool = {"type": "function", "function": {"name": "stop"}}
+    answer = client.chat.completions.create(
+        model=MODEL, messages=ASKED, tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=40
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("stop", {})
+
+
 @pytest.mark.parametrize("odd", [{"format": "uri"}, {"pattern": "^(?!x).*$"}], ids=["unknown_format", "look_ahead"])
 def test_schemas_hold_without_strict_as_far_as_they_can_be_held(client: OpenAI, odd: dict[str, str]) -> None:
     """Most clients leave `strict` out. Keywords that no grammar can hold are refused only to those that say it."""
@@ -239,7 +248,10 @@ def test_schemas_hold_without_strict_as_far_as_they_can_be_held(client: OpenAI, 
     assert json.loads(answer.choices[0].message.content)["colour"] in colour["enum"]
 
     schema["properties"] = {"colour": {**colour, "type": "string"}, "odd": {"type": "string", **odd}}
-    client.chat.completions.create(**wanted, response_format=held)
+    answer = client.chat.completions.create(**wanted, response_format=held)
+    assert answer.choices[0].message.content.strip().startswith('{"colour":"')
+    called = client.chat.completions.create(**wanted, tools=[tool], tool_choice="required", parallel_tool_calls=False)
+    assert called.choices[0].message.tool_calls[0].function.name == "paint"
     held["json_schema"]["strict"] = True
     with pytest.raises(BadRequestError, match="response_format cannot be obeyed"):
         client.chat.completions.create(**wanted, response_format=held)
