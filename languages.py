@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pycountry
@@ -30,12 +30,36 @@ def _identifier(among: tuple[str, ...]) -> LanguageIdentifier:
     return identifier
 
 
+# Names of Whisper, which its clients send and read, where ISO has another one.
+WHISPERS_NAMES = {
+    "Greek": "el", "Haitian Creole": "ht", "Myanmar": "my", "Nynorsk": "nn", "Pashto": "ps", "Punjabi": "pa",
+}  # fmt: skip
+OTHER_NAMES = {
+    "castilian": "es", "farsi": "fa", "flemish": "nl", "iw": "he", "jw": "jv", "letzeburgesch": "lb", "mandarin": "zh",
+    "moldavian": "ro", "moldovan": "ro", "sinhalese": "si", "valencian": "ca",
+}  # fmt: skip
+
+
+@cache
+def _codes() -> dict[str, str]:
+    """ISO 639-1 codes by names in small letters, without what ISO says of a name in brackets."""
+    known = [language for language in pycountry.languages if hasattr(language, "alpha_2")]
+    named = {_plain_name(language): language.alpha_2 for language in known} | WHISPERS_NAMES
+    return {name.lower(): code for name, code in named.items()} | OTHER_NAMES
+
+
+def _plain_name(language: Any) -> str:
+    return language.name.split(" (")[0]
+
+
 def code_of(name: str) -> str | None:
     """ISO 639-1 code from a code with or without a region (`de`, `de-DE`) or an English name (`german`)."""
     short = name.replace("_", "-").split("-")[0].strip().lower()
     # By code first: pycountry's own lookup takes `en` for a language of Vietnam that is called En.
     found: Any = pycountry.languages.get(alpha_2=short) or pycountry.languages.get(alpha_3=short)
     if found is None:
+        if code := _codes().get(short):
+            return code
         try:
             found = pycountry.languages.lookup(short)
         except LookupError:
@@ -45,4 +69,5 @@ def code_of(name: str) -> str | None:
 
 def name_of(code: str) -> str:
     """The English name, `Greek` for `el`."""
-    return pycountry.languages.get(alpha_2=code).name.split(" (")[0]
+    by_code = {code: name for name, code in WHISPERS_NAMES.items()}
+    return by_code.get(code) or _plain_name(pycountry.languages.get(alpha_2=code))
