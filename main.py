@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp
 import logs
 from admission import Admission
 from api import BODIES, ROUTERS, UNVERSIONED_ROUTERS, errors, openapi
-from api.edge import DOCS_ASSETS, CheckOrigin, LimitRate, RequestId, RequireKey, SocketKey, TrustedHosts
+from api.edge import DOCS_ASSETS, CheckOrigin, HeadAsGet, LimitRate, RequestId, RequireKey, SocketKey, TrustedHosts
 from api.realtime import MOST_MESSAGE_BYTES
 from api.remote import RemoteAudio
 from api.service import Service
@@ -91,7 +92,8 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
     errors.install(app)
     openapi.install(app, BODIES, with_keys=bool(settings.api_keys))
     _surround(app, settings, secrets)
-    return RequestId(app, metrics)  # around everything, so that an answer to an unforeseen error has an id too
+    # Around everything, so that an answer to an unforeseen error has an id too.
+    return HeadAsGet(RequestId(app, metrics))
 
 
 def _surround(app: FastAPI, settings: Settings, secrets: ClientSecrets) -> None:
@@ -196,16 +198,20 @@ def listen(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {settings.host}:{settings.port} ({os.strerror(error.errno)}). Stop the program that "
-            "does, or set PORT in .env or with --port."
-        ) from None
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        remedy = (
+            "Stop the program that does, or set PORT in .env or with --port."
+            if error.errno == errno.EADDRINUSE
+            else "Set HOST to an address of this machine and PORT to one that this user may take, in .env or with "
+            "--host and --port."
+        )
+        raise ConfigError(f"Cannot listen on {settings.host}:{settings.port} ({reason}). {remedy}") from None
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="start_server.sh", description="Serve Voxtral speech-to-text.")
     parser.add_argument("--demo", action="store_true", help="serve the small bundled model, which knows 111 words")
-    parser.add_argument("--no-download", action="store_true", help="never fetch a model that is not on this machine")
+    parser.add_argument("--no-download", action="store_true", help="fetch no model unless a client asks for one")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", help="port to listen on")
     return parser.parse_args(arguments)

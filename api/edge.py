@@ -22,6 +22,7 @@ from client_secrets import ClientSecrets
 from metrics import Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+BEARER = re.compile(r"^bearer +", re.IGNORECASE)
 PORT = re.compile(r":\d*$")
 REQUESTS = ("http", "websocket")
 ANSWERS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
@@ -32,6 +33,16 @@ SANE_ID = re.compile(r"[\w.:-]{1,128}")
 # Open without a key: probes of load balancers, and the documentation, which holds nothing secret.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 DOCS_ASSETS = "/docs-assets"
+
+
+class HeadAsGet:
+    """Answers HEAD as GET; uvicorn sends the headers alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope | {"method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
 
 
 class RequestId:
@@ -182,7 +193,7 @@ class LimitRate:
 
 
 def sent_key(headers: Headers) -> str:
-    return headers.get("authorization", "").removeprefix("Bearer ").strip()
+    return BEARER.sub("", headers.get("authorization", "")).strip()
 
 
 def key_digest(headers: Headers) -> str:

@@ -51,6 +51,7 @@ def test_with_keys_set_only_those_who_have_one_are_answered(guarded: Server) -> 
     assert caught.value.request_id
     assert guarded.client.get("/v1/models").status_code == 401
     assert guarded.client.get("/metrics").status_code == 401
+    assert guarded.client.get("/v1/models", headers={"Authorization": "bearer first-key"}).status_code == 200
     for key in ("first-key", "second-key"):
         assert models(key) == ["voxtral-demo"]
     assert guarded.client.get("/health").status_code == 200
@@ -178,6 +179,14 @@ def test_metrics_count_requests_tokens_and_seconds(server: Server) -> None:
     assert after["voxtral_times_real_time_count"] == after[answered] == 1
     assert metric('voxtral_model_memory_bytes{model="voxtral-demo"}') > 10_000_000
     assert metric("voxtral_requests_active") == 0
+
+
+def test_head_is_answered_as_get_without_a_body(server: Server) -> None:
+    for path in ("/health", "/v1/models"):
+        answer = server.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"] == "application/json"
+    assert server.client.head(URL).status_code == 405
 
 
 def test_methods_that_clients_make_up_are_one_line_of_the_metrics(server: Server) -> None:

@@ -39,6 +39,12 @@ def test_a_taken_port_is_said_in_one_line() -> None:
         assert_one_line(start("--demo", "--port", port), f"127.0.0.1:{port}", "PORT")
 
 
+@pytest.mark.parametrize("host", ["203.0.113.1", "no such host"])
+def test_an_address_of_another_machine_is_no_taken_port(host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{host}:0 \([A-Z].*Set HOST"):
+        main.listen(Settings(host=host, port=0))
+
+
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
