@@ -151,10 +151,10 @@ async def _answered(events: AsyncGenerator[Event]) -> AsyncGenerator[AnswerEvent
 def _in_chunks(body: ChatBody, conversation: Conversation) -> bool:
     """Lotti's field `audio` always means a transcript, whatever its instruction says about punctuation or names."""
     one_text = not (body.n > 1 or body.stops or asks_for_more(conversation))
-    if body.recording and not one_text:
+    if body.recording is not None and not one_text:
         raise unsupported(
             "audio",
             "The recording in 'audio' is transcribed in chunks, so n, stop, tools and response_format cannot be "
             "obeyed. Send it as a content part of type input_audio.",
         )
-    return bool(body.recording) or (one_text and means_transcription(conversation))
+    return body.recording is not None or (one_text and means_transcription(conversation))

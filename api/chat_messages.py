@@ -30,7 +30,7 @@ def conversation_of(body: ChatBody) -> tuple[Conversation, list[Recording]]:
     turns = [_turn(message, index, recordings) for index, message in enumerate(body.messages)]
     if turns[-1].role not in ("user", "tool"):
         raise invalid("messages", "The last message must be the user's or a tool's.")
-    if body.recording:
+    if body.recording is not None:
         if recordings or turns[-1].role != "user":
             raise invalid("audio", "Send one recording in 'audio' after a message of the user, or content parts.")
         turns[-1] = Message("user", (Slot.AUDIO, *turns[-1].parts))

@@ -105,9 +105,16 @@ class ChatBody(BaseModel):
             raise ValueError(f"send {MOST_STOPS} texts at most, of {LONGEST_STOP} characters each")
         return value
 
+    @field_validator("audio")
+    @classmethod
+    def _recording_or_voice(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if isinstance(value, dict) and not value.keys() <= {"voice", "format"}:
+            raise ValueError("send base64 as text here, or an object with data in a content part of type input_audio")
+        return value
+
     @property
     def recording(self) -> str | None:
-        return self.audio if isinstance(self.audio, str) and self.audio else None
+        return self.audio if isinstance(self.audio, str) else None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -121,7 +128,7 @@ class ChatBody(BaseModel):
     @property
     def wants_usage(self) -> bool:
         """Lotti shows usage and reads it from any chunk, but has no stream_options to ask for it."""
-        return self.stream_options.include_usage if self.stream_options else bool(self.recording)
+        return self.stream_options.include_usage if self.stream_options else self.recording is not None
 
     @property
     def answer_format(self) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ MISTRAL_FIELDS = (
     "diarize", "context_bias", "file_url", "file_id", "speaker_references", "return_language",
     "timestamp_granularities",
 )  # fmt: skip
+OPENAI_FIELDS = ("response_format", "include", "include[]")
 
 
 def speaks_mistral(headers: Mapping[str, str], values: Mapping[str, Any]) -> bool:
@@ -18,4 +19,4 @@ def speaks_mistral(headers: Mapping[str, str], values: Mapping[str, Any]) -> boo
         return False
     if headers.get("user-agent", "").startswith("mistral-client-"):
         return True
-    return "response_format" not in values and any(name in values for name in MISTRAL_FIELDS)
+    return not any(name in values for name in OPENAI_FIELDS) and any(name in values for name in MISTRAL_FIELDS)

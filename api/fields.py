@@ -29,6 +29,8 @@ def text(values: Mapping[str, Any], name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise invalid(name, f"{name} must be text.")
+    if len(value) > LONGEST:
+        raise invalid(name, f"{name} is longer than {LONGEST} characters. Shorten it.")
     return value
 
 
@@ -38,7 +40,7 @@ def number(values: Mapping[str, Any], name: str, low: float, high: float) -> flo
         return None
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise invalid(name, f"{name} must be a number from {low:g} to {high:g}, not '{value}'.") from None
     if isinstance(value, bool) or not low <= result <= high:
         raise invalid(name, f"{name} must be a number from {low:g} to {high:g}, not '{value}'.")
@@ -80,7 +82,7 @@ def listed(values: Mapping[str, Any], name: str) -> list[str]:
     """A list of texts however it is spelled: `name` or `name[]` repeated, `name[0]`, a JSON array, Python's own way of
     writing a list (LiteLLM sends that), or commas."""
     keys = [key for key in dict.fromkeys(values) if key in (name, f"{name}[]") or _indexed(key, name)]
-    given = [value for key in keys for value in _all(values, key)]
+    given = [value for key in keys for value in every(values, key)]
     length = sum(len(value) for value in given if isinstance(value, str | list))
     if length > LONGEST:
         raise invalid(name, f"{name} is longer than {LONGEST} characters or items. Shorten it.")
@@ -92,24 +94,28 @@ def _indexed(key: str, name: str) -> bool:
     return key.startswith(f"{name}[") and key[len(name) + 1 : -1].isdigit()
 
 
-def _all(values: Mapping[str, Any], key: str) -> list[Any]:
+def every(values: Mapping[str, Any], key: str) -> list[Any]:
     """Every value of a repeated form field."""
     return values.getlist(key) if isinstance(values, ImmutableMultiDict) else [values[key]]
 
 
-def _items(value: Any, name: str, literal: bool) -> list[str]:
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    if value in ABSENT:
+def _items(value: Any, name: str, literal: bool) -> list[str | None]:
+    items = _read_list(value.strip(), name, literal) if isinstance(value, str) else value
+    if items in ABSENT:
         return []
-    text = str(value).strip()
+    if not isinstance(items, list) or not all(isinstance(item, str | None) for item in items):
+        raise invalid(name, f"{name} must be a list of texts.")
+    return items
+
+
+def _read_list(text: str, name: str, literal: bool) -> object:
     if text.startswith("["):
         with suppress(ValueError, RecursionError):
-            return [str(item) for item in json.loads(text)]
+            return json.loads(text)
         if not literal:
             raise invalid(name, f"{name} is long and begins as a list. Write it as a JSON array.")
         with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            return [str(item) for item in ast.literal_eval(text)]
+            return ast.literal_eval(text)
     return [item.strip() for item in text.split(",")]
 
 

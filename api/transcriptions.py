@@ -22,7 +22,7 @@ from api.service import AdmittedRoute, service_of
 from api.times import Granularity
 from api.transcription_wire import mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
-from engine.core import Sampling
+from engine.core import PromptTooLong, Sampling
 from instructions import prompted_transcription, translation
 from transcriber import TranscriptionRequest
 from transcript import Conversation, fold
@@ -149,7 +149,10 @@ async def answer_audio(request: Request, task: Task) -> Response:
             raise unsupported("chunking_strategy", "This server does not look for speech. Leave chunking_strategy out.")
         model = service.model(call.shape.model)
         file = await service.recording(values)
-    transcription = await service.open(request, model, call.request, file)
+    try:
+        transcription = await service.open(request, model, call.request, file)
+    except PromptTooLong as error:
+        raise ApiError(400, str(error), param="prompt", code="context_length_exceeded") from None
     events, close, progress = transcription.events(), transcription.close, transcription.progress
     if not call.stream:
         shape = replace(call.shape, subtitles=service.subtitle_limits)

@@ -15,11 +15,12 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import ApiError, from_validation, invalid, unsupported
+from api.errors import ApiError, answer, from_validation, invalid, unsupported
+from api.fields import every
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -54,7 +55,7 @@ def stalled(seconds: float) -> ApiError:
 
 
 class BodyLimit:
-    """Stops reading a body that has grown past the limit, also where no length was declared beforehand.
+    """Stops reading a body that has grown past the limit, and does not begin with one that is declared to.
 
     JSON carries audio as base64, a third longer than the bytes that the limit is about. A body that stops arriving is
     answered 408: it has a place among the requests at work.
@@ -67,6 +68,9 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if int(Headers(scope=scope).get("content-length", 0)) > self._limit:
+            await answer(too_large(self._limit_mb))(scope, receive, send)
             return
         read, whole = 0, False
 
@@ -168,6 +172,9 @@ async def read_body(request: Request, kind: type[Body], may_be_empty: bool = Fal
 
 async def sent_audio(values: Mapping[str, Any], limit_mb: int) -> BinaryIO:
     """The recording that came with the fields: the file of a form, or base64 in `file` or `audio` of JSON."""
+    several = [value for name in ("file", "audio") if name in values for value in every(values, name) if value]
+    if len(several) > 1:
+        raise invalid("file", "There are several recordings. Send one in each request.")
     if isinstance(values, dict):
         name = "audio" if values.get("audio") else "file"
         if not values.get(name):
@@ -197,7 +204,7 @@ def is_address(text: object) -> bool:
 async def base64_file(text: object, param: str, limit_mb: int, raw_rate: int | None = None) -> BinaryIO:
     """Decode base64, with or without a `data:` prefix, into a file that is in memory only while small. With `raw_rate`
     it is samples of 16 bits, mono, at so many Hz, and the file is a WAV."""
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str):
         raise invalid(param, f"{param} must be a string of base64 audio.")
     if is_address(text):
         raise unsupported(

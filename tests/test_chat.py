@@ -87,6 +87,7 @@ def test_text_may_stand_before_the_audio_and_a_system_message_before_both(server
         ({"messages": [{"role": "assistant", "content": "Hello."}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"audio": "***"}, "audio"),
+        ({"audio": {"data": BASE64}}, "audio"),
     ],
 )
 def test_a_field_that_cannot_be_obeyed_is_refused_by_name(server: Server, fields: dict[str, Any], param: str) -> None:
@@ -120,6 +121,12 @@ def test_too_short_audio_is_refused_before_the_stream(server: Server) -> None:
     audio = base64.b64encode(wav(SPOKEN.samples()[:500])).decode()
     response = ask(server, "Transcribe", audio=audio, stream=True)
     assert response.json()["error"]["code"] == "audio_too_short"
+
+
+def test_an_empty_recording_is_no_plain_chat(server: Server) -> None:
+    assert ask(server, "Transcribe and add punctuation.", audio="").json()["error"]["code"] == "audio_empty"
+    spoken = {"voice": "alloy", "format": "wav"}  # asks OpenAI for a spoken answer
+    assert ask(server, "Hello.", audio=spoken, max_tokens=3).status_code == 200
 
 
 def test_silence_is_an_empty_answer(server: Server) -> None:

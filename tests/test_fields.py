@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,6 +74,32 @@ def test_a_long_list_in_json_is_read() -> None:
     assert fields.listed({"a": json.dumps(words)}, "a") == words
 
 
+@pytest.mark.parametrize("value", [{"Lotti": 1}, 7, ["Lotti", 7], "[1, 2]", "[('Lotti',)]", object()])
+def test_what_is_no_list_of_texts_is_refused_by_name(value: object) -> None:
+    with pytest.raises(ApiError, match="list of texts") as caught:
+        fields.listed({"a": value}, "a")
+    assert (caught.value.status, caught.value.param) == (400, "a")
+
+
+@pytest.mark.parametrize(
+    "read", [lambda values: fields.number(values, "a", 0, 1), lambda values: fields.text(values, "a")]
+)
+@pytest.mark.parametrize("value", [10**400, "x" * 200_001])
+def test_what_is_far_too_large_is_refused_by_name(read: Callable[[dict], object], value: object) -> None:
+    with pytest.raises(ApiError) as caught:
+        read({"a": value})
+    assert (caught.value.status, caught.value.param) == (400, "a")
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [("Greek", "el"), ("malay", "ms"), ("haitian creole", "ht"), ("farsi", "fa"), ("iw", "he"), ("pt_BR", "pt"),
+     ("en", "en"), ("German", "de"), ("burmese", "my")],
+)  # fmt: skip
+def test_languages_have_the_names_of_iso_and_of_whisper(given: str, code: str) -> None:
+    assert fields.language({"language": given}) == code
+
+
 def test_an_object_that_would_take_long_to_read_is_refused_by_name() -> None:
     with pytest.raises(ApiError, match="longer than"):
         fields.nested({"a": "{" + " " * 200_000 + "}"}, "a")
@@ -118,6 +145,7 @@ def understood_or_refused(values: Any) -> None:
         ({"user-agent": "curl/8"}, {"context_bias": "a", "response_format": "json"}, False),
         ({}, {"timestamp_granularities": "segment"}, True),
         ({}, {"timestamp_granularities[]": "segment"}, False),
+        ({}, {"timestamp_granularities": "word", "include[]": "logprobs"}, False),
         ({}, {}, False),
     ],
 )

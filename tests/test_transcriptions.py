@@ -123,6 +123,18 @@ def test_a_missing_file_model_or_readable_body_is_named(server: Server) -> None:
     assert broken.status_code == 400
 
 
+def test_several_recordings_in_one_request_are_refused(server: Server) -> None:
+    clips = [("file", clip(name).data) for name in ("short_0", "short_1")]
+    assert_error(server.client.post(URL, data={"model": "whisper-1"}, files=clips), 400, "invalid_value", "file")
+    both = {"model": "whisper-1", "file": "AAAA", "audio": "AAAA"}
+    assert_error(server.client.post(URL, json=both), 400, "invalid_value", "file")
+
+
+def test_a_prompt_that_the_model_cannot_read_is_named(server: Server) -> None:
+    answer = post(server, clip("short_0").data, prompt="xyz " * 40_000)
+    assert_error(answer, 400, "context_length_exceeded", "prompt")
+
+
 @pytest.mark.parametrize("audio", ["not base64!", "https://example.org/a.wav", 7, ["x"]])
 def test_json_audio_that_is_not_base64_is_refused(server: Server, audio: object) -> None:
     response = server.client.post(URL, json={"model": "whisper-1", "audio": audio})
@@ -152,6 +164,13 @@ def test_limits_on_bytes_and_seconds_hold() -> None:
         encoded = base64.b64encode(large).decode()
         response = server.client.post(URL, json={"model": "whisper-1", "audio": encoded})
         assert_error(response, 413, "audio_too_large", "audio")
+
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        connection.putrequest("POST", URL)
+        connection.putheader("Content-Length", "10000000000")
+        connection.endheaders()  # and not a byte of the body
+        assert connection.getresponse().status == 413
+        connection.close()
 
         def endless() -> Any:
             for _ in range(40):

@@ -51,7 +51,7 @@ def test_a_body_that_stops_arriving_is_answered_and_a_whole_one_has_all_the_time
         async def receive() -> Message:
             return next(first, None) or await never()
 
-        await BodyLimit(reading, 1, pause_seconds=0.01)({"type": "http"}, receive, None)
+        await BodyLimit(reading, 1, pause_seconds=0.01)({"type": "http", "headers": []}, receive, None)
 
     with pytest.raises(ApiError, match="Nothing of the body") as caught:
         asyncio.run(arriving(more_body=True))
