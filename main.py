@@ -92,8 +92,7 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
     errors.install(app)
     openapi.install(app, BODIES, with_keys=bool(settings.api_keys))
     _surround(app, settings, secrets)
-    # Around everything, so that an answer to an unforeseen error has an id too.
-    return HeadAsGet(RequestId(app, metrics))
+    return RequestId(app, metrics)  # around everything, so that an answer to an unforeseen error has an id too
 
 
 def _surround(app: FastAPI, settings: Settings, secrets: ClientSecrets) -> None:
@@ -236,7 +235,9 @@ def main(arguments: list[str]) -> int:
     shown = f"[{host}]" if ":" in host else host
     print(f"Voxtral Local listens on http://{shown}:{port} (model {settings.voxtral_model_id})", flush=True)
     # "on": a start that fails ends the server, where "auto" would serve 500s.
-    config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS, **SOCKETS)
+    config = uvicorn.Config(
+        HeadAsGet(app), lifespan="on", log_config=None, timeout_graceful_shutdown=SHUTDOWN_SECONDS, **SOCKETS
+    )
     uvicorn.Server(config).run(sockets=[listening])
     return 0
 
