@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import numpy as np
 from audio_processor import SAMPLE_RATE
 from chunk_text import ChunkText, joined
 from chunking import Chunk, halves
-from engine.core import Job, JobDone
+from engine.core import Job, JobDone, JobFailed
 from engine.job_stream import JobStream
 from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
 from word_times import Timing, needs_places, timed_segments
@@ -96,11 +97,15 @@ class ChunkDecoding:
             kept = await self._hear_again(self.chunk.samples, kept[0])
             await asyncio.to_thread(text.go_on_as, joined([heard.tokens for heard in kept]))
             places = ()
-        places = places or await self._places(text.tokens)
+        timed = self._is_timed([token.id for token in text.tokens])
+        if timed and not places:
+            places = await self._places(text.tokens)
         too_long = text.cut(self._asked.job.max_tokens)
         if delta := text.finish():
             yield delta
         lapses = [heard.lapse for heard in kept if heard.lapse]
+        if timed and not places:
+            lapses.append("untimed")
         segment = self._segment(text, kept, "length" if too_long else next(iter(lapses), None))
         for part in timed_segments(segment, places[: len(text.tokens)], self.chunk) if places else [segment]:
             yield SegmentDone(part)
@@ -118,7 +123,7 @@ class ChunkDecoding:
 
     def _is_timed(self, tokens: list[int]) -> bool:
         token_bytes = self._asked.worker.backend.tokenizer.token_bytes
-        return needs_places(self._asked.timing, self.chunk, b"".join(map(token_bytes, tokens)))
+        return bool(tokens) and needs_places(self._asked.timing, self.chunk, b"".join(map(token_bytes, tokens)))
 
     def _is_read_again(self, tokens: list[int]) -> bool:
         """Whether the model's attention is to tell where a text was spoken."""
@@ -129,18 +134,18 @@ class ChunkDecoding:
         return aligner is not None and aligner.covers([*map(token_bytes, tokens)])
 
     async def _places(self, tokens: list[TextToken]) -> Sequence[tuple[int, int]]:
-        """Where tokens are in the audio of the whole chunk, if that is asked and not known from their decoding."""
+        """Where tokens are in the audio of the whole chunk, which is not known from their decoding; () where it cannot
+        be found."""
         ids = [token.id for token in tokens]
-        if not ids or not self._is_timed(ids):
-            return ()
         if self._asked.aligner and self._is_covered(ids):
             spans = await self._asked.aligner.spans(self.chunk.samples, [token.bytes for token in tokens])
             if spans:
                 return spans
         job = replace(self._asked.job, audio=(self.chunk.samples,), max_tokens=len(ids), answer=tuple(ids))
         self._stream = self._asked.worker.submit(job, self._asked.owner)
-        async for _ in self._stream:
-            pass
+        with suppress(JobFailed):  # the text is there
+            async for _ in self._stream:
+                pass
         return self._stream.done.spans if self._stream.done else ()
 
     async def _hear(self, samples: np.ndarray) -> list[_Heard]:

@@ -103,8 +103,9 @@ class TextToken:
         return self.bytes.decode(errors="replace")
 
 
-# A text that is not whole: the model repeated itself, or reached the cap on tokens before it had ended.
-Lapse = Literal["loop", "length"]
+# A text that is not whole: the model repeated itself, or reached the cap on tokens before it had ended. Or one whose
+# times were asked for and could not be found.
+Lapse = Literal["loop", "length", "untimed"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Segment:
     no_speech_prob: float  # the model's probability of ending before the first word
     temperature: float  # the highest that a part of it was drawn with
     usage: Usage  # of all that was heard at once and of what was decoded again, counted by the first of its parts
-    lapse: Lapse | None = None  # why words may be missing
+    lapse: Lapse | None = None  # why words, or their times, may be missing
     words: tuple[Word, ...] = ()  # where each was spoken, if that was found out
 
     @property
@@ -187,7 +188,7 @@ class Transcript:
 
     @property
     def truncated(self) -> bool:
-        return any(segment.lapse for segment in self.segments)
+        return any(segment.lapse in ("loop", "length") for segment in self.segments)
 
 
 async def fold(events: AsyncGenerator[Event]) -> Transcript:

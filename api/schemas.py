@@ -88,9 +88,9 @@ class LanguageCode(Answer):
 
 
 class TranscriptionWarning(Answer):
-    """Where the text may not be whole."""
+    """Where the text may not be whole, or has no times though they were asked for."""
 
-    code: Literal["loop", "length", "audio_incomplete"]
+    code: Literal["loop", "length", "audio_incomplete", "untimed"]
     message: str
     start: float = Field(description="seconds; of the segment, or of what the file lacks")
     end: float

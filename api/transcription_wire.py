@@ -41,10 +41,11 @@ def language_codes(language: str | None) -> list[dict[str, str]]:
     return [{"code": language}] if language else []
 
 
-# What is said of a segment whose text may not be whole.
+# What is said of a segment whose text, or what was to be found out of it, may not be whole.
 LAPSES: dict[Lapse, str] = {
     "loop": "The model repeated itself here, also in shorter pieces. The repeats were left out; words may be missing.",
     "length": "The model reached its cap on tokens here before it had ended; words may be missing.",
+    "untimed": "The text is whole, but where its words were spoken could not be found.",
 }
 INCOMPLETE = "The file has no audio here: it was cut or is damaged, or nothing was recorded. Words may be missing."
 

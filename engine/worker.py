@@ -19,7 +19,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import OutOfMemoryError
+from torch import AcceleratorError, OutOfMemoryError
 
 from engine.backends.base import Backend
 from engine.core import (
@@ -199,18 +199,20 @@ class Worker:
     def _align_next(self) -> bool:
         """Find where the text of one job was spoken; it keeps its row until then. False: none waits for that.
 
-        In place of a prefill, so that between two steps running jobs wait for one of them at most.
+        In place of a prefill, so that between two steps running jobs wait for one of them at most. Where it fails the
+        text is still right, and goes without places.
         """
         row = next((row for row in self._active.values() if row.ended), None)
         if row is None:
             return False
-        job = row.stream.job
+        job, spans = row.stream.job, ()
         try:
             spans = self.backend.align(job, self._scheduler.row(row.stream), [*(job.answer or row.written)])
-        except Exception as error:  # noqa: BLE001 - as for a prefill
-            self._fail([row.stream], error)
-        else:
-            self._finish(row, spans)
+        except AcceleratorError:
+            raise
+        except Exception:  # as for a prefill
+            log.exception("it was not found where a text was spoken")
+        self._finish(row, spans)
         return True
 
     def _sampler(self, job: Job) -> Sampler:
@@ -268,6 +270,9 @@ class Worker:
         self._retire(row.stream)
 
     def _fail(self, streams: list[JobStream], error: Exception) -> None:
+        """Raises what a device says that will never answer again: then the thread ends, and is missed."""
+        if isinstance(error, AcceleratorError):
+            raise error
         log.error("%d jobs failed", len(streams), exc_info=error)
         for stream in streams:
             self._outbox.put(stream, JobFailed(f"The model failed on this audio: {type(error).__name__}: {error}"))

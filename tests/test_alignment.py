@@ -23,7 +23,7 @@ from engine.backends import load_backend
 from engine.backends import voxtral as voxtral_module
 from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
-from engine.core import Job, JobFailed, Sampling
+from engine.core import Job, Sampling
 from engine.job_stream import JobStream
 from engine.quantization import supported
 from engine.worker import Worker
@@ -255,7 +255,7 @@ async def test_between_two_steps_running_jobs_wait_for_one_pass_at_most(
 
 
 @pytest.mark.anyio
-async def test_a_failed_alignment_fails_its_own_job_only(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_alignment_takes_its_own_places_only(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, align = worker.backend, worker.backend.align
     bad = job(backend, "short_0")
 
@@ -266,8 +266,8 @@ async def test_a_failed_alignment_fails_its_own_job_only(worker: Worker, monkeyp
 
     monkeypatch.setattr(backend, "align", failing)
     good = worker.submit(job(backend, "dense_0"), "test")
-    with pytest.raises(JobFailed, match="out of memory"):
-        await ended(worker.submit(bad, "test"))
+    tokens, spans = await ended(worker.submit(bad, "test"))
+    assert (len(tokens) > 1, spans) == (True, ())
     assert len((await ended(good))[1]) > 20
     assert (worker.running, worker.waiting) == (0, 0)
 

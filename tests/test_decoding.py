@@ -128,6 +128,28 @@ def test_an_aligner_finds_the_places_of_what_it_covers_and_hears_and_the_attenti
     assert starts(aligner=ScriptedAligner(covers=False)) == ({0}, heard if longest == 90 else [*heard, True])
 
 
+@pytest.mark.parametrize("failing", ["align", "prefill"])
+def test_a_text_whose_places_cannot_be_found_is_told_and_said_to_have_none(
+    failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first not in the row of its decoding, then not in one of its own."""
+    prefill = ScriptedBackend.prefill
+
+    def fail(backend: ScriptedBackend, *args: Any) -> Any:
+        if failing == "prefill" and not args[0][0].answer:
+            return prefill(backend, *args)
+        tries.append(failing)
+        raise RuntimeError("out of memory")
+
+    tries: list[str] = []
+    monkeypatch.setattr(ScriptedBackend, failing, fail)
+    aligner = ScriptedAligner(hears=False) if failing == "prefill" else None  # then the first try is its
+    told = tell(longer_than(90, loops), timing="words", aligner=aligner)
+    assert told.text.split() == list(WORDS[:60])
+    assert (told.segment.words, told.segment.lapse) == ((), "untimed")
+    assert len(tries) == (1 if aligner else 2)
+
+
 def test_a_chunk_that_goes_well_is_decoded_once() -> None:
     told = tell(longer_than(90, loops), separate=True)
     assert told.text == " " + " ".join(WORDS[:60])

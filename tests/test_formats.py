@@ -174,3 +174,9 @@ def test_warnings_name_the_seconds_whose_text_may_not_be_whole(name: str) -> Non
     assert (warning["code"], warning["start"], warning["end"]) == ("loop", 61, 3661.002)
     assert "words may be missing" in warning["message"]
     assert told.get("finish_reason", "length") == "length"
+    untimed = replace(TALK, segments=(replace(TALK.segments[0], lapse="untimed"),))
+    told = json.loads(FORMATS[name](untimed, Shape("voxtral")).body)
+    assert ([warning["code"] for warning in told["warnings"]], told.get("finish_reason", "stop")) == (
+        ["untimed"],
+        "stop",
+    )
