@@ -134,7 +134,12 @@ class Settings(BaseModel):
         1.0, ge=0, le=10, description="Seconds that a subtitle stands at least, where the next one lets it."
     )
     subtitle_max_seconds: float = Field(7.0, ge=1, le=60, description="Seconds that a subtitle stands at most.")
-    realtime_max_sessions: int = Field(64, ge=1, le=10_000, description="Live sessions at once; one more is refused.")
+    realtime_max_sessions: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Live sessions at once; one more is refused. So is one of a realtime model that finds no memory.",
+    )
     realtime_backlog_soft_seconds: float = Field(
         5.0,
         gt=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -25,14 +26,14 @@ MOST_THREADS = 4  # that look for speech
 class LiveSessions:
     def __init__(self, transcriber: Transcriber) -> None:
         self._transcriber = transcriber
-        self._opening = 0
+        self._places: Counter[str] = Counter()  # by model, those of sessions that open included
         self._open: set[ListeningSession] = set()
         # Few for all: speech is looked for in 0.5 ms of each 64 that a session hears, and in a second at once at most.
         self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS), "voices")
 
     @property
     def count(self) -> int:
-        return len(self._open) + self._opening
+        return self._places.total()
 
     @property
     def behind(self) -> float:
@@ -47,19 +48,16 @@ class LiveSessions:
         """
         most = self._transcriber.settings.realtime_max_sessions
         if self.count >= most:
-            raise LiveError(
-                "too_many_sessions", f"{most} sessions are open, the most that this server takes. Try again later."
-            )
-        self._opening += 1
+            raise _too_many(f"{most} sessions are open, the most that this server takes.")
         held = AsyncExitStack()
+        self._places[model.spec.id] += 1
+        held.callback(self._places.subtract, [model.spec.id])
         try:
             worker = await held.enter_async_context(self._transcriber.use(model))
             session = await self._session(model, request, worker, Caller("", key, keep=False), held)
         except BaseException:
             await held.aclose()
             raise
-        finally:
-            self._opening -= 1
         self._open.add(session)
         held.callback(self._open.discard, session)
         return session
@@ -72,6 +70,9 @@ class LiveSessions:
         if not hasattr(worker, "open"):
             await transcriber.check(worker, asked(request))
             return UtteranceSession(request, around, transcriber, model, worker, caller)
+        most = worker.backend.most_streams
+        if self._places[model.spec.id] > most:
+            raise _too_many(f"The memory is enough for {most} sessions of this model, which are open.")
         session = StreamingSession(request, around, model, worker, transcriber.replacements)
         try:
             await session.begin()
@@ -79,3 +80,7 @@ class LiveSessions:
             await session.close()
             raise
         return session
+
+
+def _too_many(why: str) -> LiveError:
+    return LiveError("too_many_sessions", f"{why} Try again later.")

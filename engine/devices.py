@@ -5,6 +5,8 @@ from __future__ import annotations
 import psutil
 import torch
 
+CACHE_SHARE = 0.8  # of the memory that is free beside the weights; the rest is for what is computed
+
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the CPU on `device`; to a GPU without waiting for the work that it still has to do."""

@@ -15,13 +15,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from engine.backends.voxtral_realtime import RealtimeBackend
-from engine.core import EngineStopped, Job, JobFailed, Prompt, Sampling
+from engine.core import EngineStopped, Job, JobFailed, Prompt, Sampling, Token
 from engine.guesses import Guesses
 from engine.job_stream import JobStream, Outbox
 from engine.listeners import FILE_DELAY_MS, JobListener, Listener, LiveListener
@@ -167,6 +167,10 @@ class LiveWorker:
             self._retire_ended()
 
     def _admit(self) -> None:
+        sessions = len(self._listeners) - len(self._jobs.running)
+        # Beside sessions there is memory for fewer; one is heard at any time, or it might wait for hours.
+        rows = max(1, min(self.backend.limits.rows, self.backend.most_streams - sessions))
+        self._jobs.limits = replace(self._jobs.limits, rows=rows)
         for stream in self._jobs.admit():
             self._begin(stream, self._job_listener)
         self._retire_ended()
@@ -231,19 +235,32 @@ class LiveWorker:
         written: dict[Listener, list[int]] = {listener: [] for listener in plans}
         choosing = [listener for listener in plans if len(logits[listener])]
         while choosing:
-            rows = torch.stack([logits[listener][len(written[listener])] for listener in choosing])
-            chosen = choose_tokens(rows, [listener.sampler for listener in choosing])
-            for listener, token in zip(choosing, chosen, strict=True):
-                if isinstance(token, Exception):
+            chosen = self._choose({listener: logits[listener][len(written[listener])] for listener in choosing})
+            for listener in choosing:
+                if listener not in chosen:
                     del written[listener]
-                    self._fail(listener.stream, token)
-                else:
-                    first = len(plans[listener]) - len(logits[listener])
-                    listener.wrote(listener.model.read + first + len(written[listener]), token, self._guesses)
-                    written[listener].append(token.id)
-            choosing = [listener for listener in choosing if listener in written and not listener.ended]
+            for listener, token in chosen.items():
+                first = len(plans[listener]) - len(logits[listener])
+                listener.wrote(listener.model.read + first + len(written[listener]), token, self._guesses)
+                written[listener].append(token.id)
+            choosing = [listener for listener in chosen if not listener.ended]
             choosing = [other for other in choosing if _guessed(plans[other], written[other], len(logits[other]))]
         return written
+
+    def _choose(self, logits: dict[Listener, torch.Tensor]) -> dict[Listener, Token]:
+        """One token from the logits (vocabulary,) of each. One that could not choose has failed and is not there."""
+        chosen: dict[Listener, Token] = {}
+
+        def choose(some: Sequence[Listener]) -> None:
+            rows = torch.stack([logits[listener] for listener in some])
+            for listener, token in zip(some, choose_tokens(rows, [each.sampler for each in some]), strict=True):
+                if isinstance(token, Exception):
+                    self._fail(listener.stream, token)
+                else:
+                    chosen[listener] = token
+
+        self._together([*logits], choose)
+        return chosen
 
     def _keep(self, listener: Listener, plan: list[int], written: list[int]) -> None:
         unread = listener.answers(len(plan)) - len(written)
@@ -271,6 +288,9 @@ class LiveWorker:
                 self._together([listener], action)
 
     def _fail(self, stream: LiveStream | JobStream, error: Exception) -> None:
+        """Raises what a device says that will never answer again: then the thread ends, and is missed."""
+        if isinstance(error, torch.AcceleratorError):
+            raise error
         log.error("a stream failed", exc_info=error)
         self._outbox.put(stream, JobFailed(f"The model failed on this audio: {type(error).__name__}: {error}"))
         self._retire(stream)

@@ -8,6 +8,7 @@ linear layers see a single matrix without padding; attention alone goes stream b
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from engine.devices import to_device
 from engine.kv_cache import zeros
 
 PACKED_SDPA = "packed_sdpa"
@@ -39,6 +41,11 @@ class RollingCache:
         self._shape = (2, config.num_hidden_layers, config.num_key_value_heads, 0, config.head_dim)
         self._memory = torch.empty(self._shape, dtype=dtype, device=device)
         self._first = self.slots if device.type == "cpu" else FIRST_CAPACITY  # there, memory is taken as it is written
+
+    @property
+    def most_bytes(self) -> int:
+        """What it takes once a whole window was written."""
+        return math.prod(self._shape[:3]) * self.slots * self._shape[4] * self._memory.itemsize
 
     def copy(self, positions: int) -> RollingCache:
         """Another cache that holds the same first `positions`, which are all that were written."""
@@ -126,18 +133,19 @@ def _mask(part: Part, dtype: torch.dtype, device: torch.device) -> torch.Tensor 
     at = torch.arange(part.start, end)[:, None]
     hidden = (held > at) | (held <= at - window)
     mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-    return mask.repeat(part.cache.groups, 1).to(device)
+    return to_device(mask.repeat(part.cache.groups, 1), device)
 
 
-def rotations(rotary: torch.nn.Module, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Cosines and sines (1, positions, dim) as transformers' `rotary` has them, and as exact however far it is."""
-    frequencies = rotary.inv_freq.cpu()
+def rotations(rotary: torch.nn.Module, positions: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Cosines and sines (1, positions, dim) as transformers' `rotary`, which is on the CPU, has them, and as exact
+    however far it is; in the place and precision of `like`."""
+    frequencies = rotary.inv_freq
     far = positions // FAR * FAR
     turned = (far[:, None].double() * frequencies.double()).remainder(2 * torch.pi).float()
     angles = (positions - far)[:, None].float() * frequencies + turned
     angles = torch.cat([angles, angles], -1)[None]
-    device, scaling = rotary.inv_freq.device, rotary.attention_scaling
-    return tuple((part * scaling).to(device, dtype) for part in (angles.cos(), angles.sin()))
+    parts = ((part * rotary.attention_scaling).to(like.dtype) for part in (angles.cos(), angles.sin()))
+    return tuple(to_device(part, like.device) for part in parts)
 
 
 def _packed_sdpa(

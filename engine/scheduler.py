@@ -80,7 +80,7 @@ class Scheduler(Generic[JobId]):
 
     def _fits(self, job: JobId, admitted: list[JobId]) -> bool:
         """Whether `job` finds room beside those that run, and in one prefill with those that were just admitted."""
-        if len(self.running) == self.limits.rows or len(admitted) == self._together:
+        if len(self.running) >= self.limits.rows or len(admitted) == self._together:
             return False
         longest = max(self._sizes[other].most for other in (*self.running, job))
         if (len(self.running) + 1) * longest > self.limits.positions:

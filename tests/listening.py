@@ -149,7 +149,7 @@ class ScriptedStreams:
     """In the place of a LiveWorker: writes each of WORDS once it was said and its delay has passed."""
 
     def __init__(self, spelled: Callable[[str], str] = str) -> None:
-        self.backend = SimpleNamespace(tokenizer=tokenizer())
+        self.backend = SimpleNamespace(tokenizer=tokenizer(), most_streams=64)
         self.streams: dict[LiveStream, Heard] = {}
         self.hears = True  # False: what is fed waits
         self._spelled = spelled

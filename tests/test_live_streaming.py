@@ -202,6 +202,20 @@ async def test_what_is_murmured_in_a_pause_is_heard_before_a_timeout_ends_the_tu
         await session.close()
 
 
+async def test_one_session_more_than_there_is_memory_for_is_refused_until_one_is_closed() -> None:
+    async with Desk(ScriptedStreams()) as desk:
+        desk.worker.backend.most_streams = 2
+        one, other = await asyncio.gather(desk.open(), desk.open())
+        with pytest.raises(LiveError, match="enough for 2 sessions") as caught:
+            await desk.open()
+        assert (caught.value.code, desk.live.count, desk.models.users) == ("too_many_sessions", 2, 2)
+        await one.close()
+        third = await desk.open()
+        for session in (other, third):
+            await session.close()
+        assert (desk.live.count, desk.models.users) == (0, 0)
+
+
 async def test_keywords_change_while_somebody_speaks_and_the_delay_does_not() -> None:
     streams = ScriptedStreams()
     async with Desk(streams) as desk:

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from engine import live_worker
 from engine.backends.voxtral_realtime import ON_CPU
-from engine.core import EngineStopped, Job, JobFailed, PromptInvalid, Sampling
+from engine.core import EngineStopped, Job, JobFailed, PromptInvalid, Sampling, Token
 from engine.live import Flushed, LiveOptions, LiveStream, LiveToken
 from engine.live_worker import LiveWorker
 from engine.realtime_tokenizer import RealtimeTokenizer
+from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Limits
 from tools.realtime_checkpoint import write_files
 
@@ -38,11 +40,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> RealtimeTokenizer:
 class ScriptedModel:
     """Writes what the script says, token by token, then pads. Every stream has the same script."""
 
-    limits, batching = Limits(2, prefill_tokens=0), ON_CPU
+    limits, batching, most_streams = Limits(2, prefill_tokens=0), ON_CPU, 64
 
     def __init__(self, tokenizer: RealtimeTokenizer, script: Script) -> None:
         self.tokenizer, self._script = tokenizer, script
         self.portions: list[int] = []  # steps that were heard at once
+        self.together: list[int] = []  # streams that were read at once
         self.streams: list[weakref.ref[SimpleNamespace]] = []
 
     def audio_tokens(self, samples: int) -> int:
@@ -66,6 +69,7 @@ class ScriptedModel:
 
     def read(self, streams: list[SimpleNamespace], tokens: list[list[int]], answers: list[int]) -> torch.Tensor:
         rows = []
+        self.together.append(len(streams))
         for stream, ids, count in zip(streams, tokens, answers, strict=True):
             assert len(ids) <= len(stream.audio)
             rows += [self._logits(stream.read + len(ids) - count + i + 1 - stream.prompt) for i in range(count)]
@@ -288,6 +292,55 @@ async def test_a_failure_stays_in_its_own_session(tokenizer: RealtimeTokenizer) 
         assert [item async for item in bad] == []
         with pytest.raises(PromptInvalid, match="logit_bias"):
             worker.submit(replace(job(tokenizer), sampling=Sampling(logit_bias=((10**6, 1.0),))), "test")
+
+
+async def test_a_choice_that_fails_in_company_is_made_alone(
+    tokenizer: RealtimeTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_of_memory(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token | Exception]:
+        if len(samplers) > 1 or samplers[0].sampling.top_logprobs:
+            failed.append(len(samplers))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return choose_tokens(logits, samplers)
+
+    failed: list[int] = []
+    monkeypatch.setattr(live_worker, "choose_tokens", short_of_memory)
+    with running(tokenizer, word(tokenizer, "alpha")) as worker:
+        good, bad = worker.open(LiveOptions()), worker.open(LiveOptions(top_logprobs=1))
+        for stream in (good, bad, good):
+            stream.feed(silence(100))
+        assert len(await until_flushed(good)) == 1
+        with pytest.raises(JobFailed, match="out of memory"):
+            await anext(bad)
+    assert set(failed) == {1, 2}
+
+
+async def test_a_device_that_is_gone_ends_the_thread_and_not_only_the_stream_that_met_it(
+    tokenizer: RealtimeTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(streams: list[SimpleNamespace], audio: list[np.ndarray]) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with running(tokenizer, []) as worker:
+        monkeypatch.setattr(worker.backend, "hear", gone)
+        streams = [worker.open(LiveOptions()), worker.open(LiveOptions())]
+        streams[0].feed(silence(4))
+        for stream in streams:
+            with pytest.raises(EngineStopped):
+                await asyncio.wait_for(anext(stream), 20)
+        assert not worker.alive
+
+
+@pytest.mark.parametrize(("most", "together"), [(3, 2), (2, 1), (1, 1)])
+async def test_fewer_recordings_are_heard_at_once_beside_sessions_but_always_one(
+    tokenizer: RealtimeTokenizer, monkeypatch: pytest.MonkeyPatch, most: int, together: int
+) -> None:
+    monkeypatch.setattr(ScriptedModel, "most_streams", most)
+    with running(tokenizer, []) as worker:
+        worker.open(LiveOptions())
+        for stream in [worker.submit(job(tokenizer, seconds=20), i) for i in range(4)]:
+            assert [token async for token in stream] == []
+        assert max(worker.backend.together) == together
 
 
 async def test_a_cancelled_session_leaves_nothing_behind(tokenizer: RealtimeTokenizer) -> None:

@@ -44,15 +44,17 @@ def test_attention_over_a_window_is_the_same_however_it_is_fed_and_grows(
             torch.testing.assert_close(attended[:, i], expected, rtol=1e-4, atol=1e-5)
         at += count - min(wrong, count - 1)
     assert cache._memory.shape[3] <= CONFIG.sliding_window + MOST - 1
+    cache.reserve(1000)
+    assert cache._memory.nbytes == cache.most_bytes
 
 
 def test_rotations_are_those_of_transformers_and_stay_exact_for_ever() -> None:
     rotary = VoxtralRealtimeRotaryEmbedding(CONFIG)
     near = torch.arange(0, FAR, 97)
-    for ours, theirs in zip(rotations(rotary, near, torch.float32), rotary(torch.empty(1), near[None]), strict=True):
+    for ours, theirs in zip(rotations(rotary, near, torch.empty(1)), rotary(torch.empty(1), near[None]), strict=True):
         assert torch.equal(ours, theirs)
     far = torch.tensor([FAR, 10**8 + 12_345])  # three months
     angles = far[:, None].double() * rotary.inv_freq.double()
-    cosines, sines = rotations(rotary, far, torch.float32)
+    cosines, sines = rotations(rotary, far, torch.empty(1))
     for ours, exact in ((cosines, angles.cos()), (sines, angles.sin())):
         torch.testing.assert_close(ours[0, :, :4], exact.float(), rtol=0, atol=3e-3)

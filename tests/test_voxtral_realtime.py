@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import Settings
-from engine.backends import backend_of, load_backend
+from engine.backends import backend_of, load_backend, voxtral_realtime
 from engine.backends.base import LoadOptions
 from engine.backends.voxtral_realtime import ModelStream, RealtimeBackend
 from engine.core import Job, Sampling, Token
@@ -93,6 +93,17 @@ def assert_as_transformers(backend: RealtimeBackend, listener: Listener) -> None
     logits = backend._model(ids[:, :-1], mel, num_delay_tokens=delay_ms // 80).logits[0]
     logits[:, tokenizer.end_of_text] = -torch.inf
     assert logits.argmax(1)[-len(listener.tokens) :].tolist() == listener.tokens
+
+
+def test_so_many_streams_are_heard_as_fit_beside_the_weights_with_full_windows(
+    backend: RealtimeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert backend.limits.rows == 8  # of small ones any number fits
+    # keys and values, layers, heads, numbers of each, positions of the window and of a call, float32
+    stream = 2 * 4 * (4 * 4 * 32 * (50 + 255) + 3 * 2 * 64 * (125 + 23))
+    for free, most in ((10 * stream, 8), (0, 1)):
+        monkeypatch.setattr(voxtral_realtime, "free_memory", lambda device, free=free: free)
+        assert backend._streams_that_fit() == most
 
 
 Session = tuple[int, int, int, int | None, int, int | None]

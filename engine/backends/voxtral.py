@@ -20,7 +20,7 @@ from engine.alignment import token_spans
 from engine.attention import WATCHED_SDPA, AudioWatch
 from engine.backends.base import LoadOptions
 from engine.core import Job
-from engine.devices import free_memory, release_unused, to_device
+from engine.devices import CACHE_SHARE, free_memory, release_unused, to_device
 from engine.features import WINDOW_SAMPLES, LogMel, window_count
 from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView, TextView
 from engine.loading import Placement, load_model, memory_bytes
@@ -31,7 +31,7 @@ from engine.weights import trim_heap
 
 CONTEXT_LENGTH = 32_768  # tokens; what Voxtral's card promises, a quarter of the positions in its config.json
 USUAL_POSITIONS = 4096  # of a row of a fixed cache: more than the longest chunk and its text
-CACHE_SHARE = 0.8  # of the memory that is free beside the weights; the rest is for prefills
+LEAST_POSITIONS = 2048  # of the whole cache: what a chunk of 60 s and its text may come to
 AUDIO = -1  # stands for an audio token among the ids of a prompt
 
 
@@ -85,9 +85,16 @@ class VoxtralBackend:
         self._steps = steps(self._step, self._cache, logits)
 
     def _positions_that_fit(self, config: LlamaConfig, rows: int) -> int:
-        """Positions of the cache that the device has memory for, and no more than are of use."""
+        """Positions of the cache that the device has memory for, and no more than are of use. Raises ValueError where
+        hardly a request would fit."""
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # keys and values of one
-        fit = int(CACHE_SHARE * free_memory(self._tensor_device)) // (numbers * self._dtype.itemsize)
+        free, each = free_memory(self._tensor_device), numbers * self._dtype.itemsize
+        fit = int(CACHE_SHARE * free) // each
+        if fit < LEAST_POSITIONS:
+            raise ValueError(
+                f"beside the weights {free / 1e9:.1f} GB of the device's memory are free, and "
+                f"{LEAST_POSITIONS * each / CACHE_SHARE / 1e9:.1f} are needed. Free some, or set VOXTRAL_DEVICE=cpu."
+            )
         return min(fit, max(rows * USUAL_POSITIONS, self.context_length))
 
     def audio_tokens(self, samples: int) -> int:

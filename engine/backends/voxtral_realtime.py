@@ -19,7 +19,7 @@ import torch
 from transformers import VoxtralRealtimeForConditionalGeneration
 
 from engine.backends.base import LoadOptions
-from engine.devices import free_memory, release_unused, to_device
+from engine.devices import CACHE_SHARE, free_memory, release_unused, to_device
 from engine.features import StreamingMel
 from engine.loading import Placement, load_model, memory_bytes
 from engine.realtime_tokenizer import RealtimeTokenizer
@@ -82,13 +82,21 @@ class RealtimeBackend:
         self._encoder, self._decoder = self._model.model.audio_tower, self._model.model.language_model
         for stack in (self._encoder, self._decoder):
             stack.config._attn_implementation = PACKED_SDPA
+            stack.rotary_emb.to("cpu")  # where rotations are computed
         self.batching = ON_CPU if self.device == "cpu" else ON_GPU
-        self.limits = Limits(options.rows or self.batching.rows, prefill_tokens=0)
         self.context_length = self._model.config.text_config.max_position_embeddings
         self.memory_bytes = memory_bytes(self._model)
         self._silence = self._hear_silence()
+        self.most_streams = self._streams_that_fit()
+        self.limits = Limits(min(options.rows or self.batching.rows, self.most_streams), prefill_tokens=0)
         self._beginnings: dict[int, ModelStream] = {}  # by delay
         self.description = f"{self.memory_bytes / 1e6:,.0f} MB of weights, {placement}"
+
+    def _streams_that_fit(self) -> int:
+        """Streams that there is memory for when each of them has filled its windows, as a session has after eleven
+        minutes; at least one. So too on a CPU, where memory is taken page by page: it would end the process later."""
+        each = self._silence.hearing.most_bytes + self._silence.reading.most_bytes
+        return max(1, int(CACHE_SHARE * free_memory(self._tensor_device)) // each)
 
     def audio_tokens(self, samples: int) -> int:
         return -(-samples // self.tokenizer.step)
@@ -135,12 +143,13 @@ class RealtimeBackend:
         factor = self._model.config.downsample_factor
         embeddings = self._model.model.multi_modal_projector(hidden.reshape(-1, factor * hidden.shape[2]))
         parts = embeddings.split([count // factor for count in counts])
+        unread = [torch.cat([stream.audio, part]) for stream, part in zip(streams, parts, strict=True)]
         for i, stream in enumerate(streams):
             stream.samples = whole[i][mels[i].shape[1] * self._mel.hop :]
             stream.edges = edges.left[i]
             stream.taken += len(audio[i])
             stream.heard += counts[i]
-            stream.audio = torch.cat([stream.audio, parts[i]])
+            stream.audio = unread[i]
 
     @torch.inference_mode()
     def read(
@@ -170,7 +179,7 @@ class RealtimeBackend:
         self, stack: torch.nn.Module, hidden: torch.Tensor, forward: PackedForward, **told: torch.Tensor
     ) -> torch.Tensor:
         """Hidden states (1, positions, hidden) after all layers of a stack."""
-        rotation = rotations(stack.rotary_emb, forward.positions, self._dtype)
+        rotation = rotations(stack.rotary_emb, forward.positions, hidden)
         for layer in stack.layers:
             hidden = layer(hidden, attention_mask=None, position_embeddings=rotation, packed=forward, **told)
         return stack.norm(hidden)
