@@ -79,6 +79,8 @@ def step_times(backend: RealtimeBackend, streams: int, steps: int) -> list[tuple
     for _ in range(steps + 1):
         started = time.perf_counter()
         backend.hear(models, audio)
+        if backend.device == "cuda":
+            torch.cuda.synchronize()
         heard = time.perf_counter()
         backend.read(models, [[tokenizer.pad]] * streams, [1] * streams).argmax(1).tolist()
         times.append((heard - started, time.perf_counter() - heard))

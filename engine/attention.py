@@ -56,7 +56,8 @@ class AudioWatch:
             _peaks(self._weights(query[:, first : first + at_once], key, first, scaling))
             for first in range(0, query.shape[1], at_once)
         ]
-        peaks, places = (torch.cat(parts, dim=1).cpu().numpy() for parts in zip(*found, strict=True))
+        # One copy, because the device is waited for; places are whole numbers in float32, too.
+        peaks, places = torch.stack([torch.cat(parts, dim=1) for parts in zip(*found, strict=True)]).cpu().numpy()
         for head, score in enumerate(follow_scores(peaks, places).tolist()):
             if self.heads.wants(score):
                 one = slice(head, head + 1)

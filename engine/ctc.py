@@ -26,6 +26,8 @@ class CTCModel:
     def __init__(self, folder: Path, device: str) -> None:
         """Raises OSError or ValueError for a folder that holds no such model."""
         self.device = pick_device(device)
+        if self.device == "mps":  # where two threads can break off the process
+            self.device = "cpu"
         self._model = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
         self._model.to(self.device)
         config = self._model.config

@@ -37,6 +37,9 @@ def load_model(kind: type[PreTrainedModel], folder: Path, placement: Placement) 
     """The model of class `kind` in `folder`, ready to be asked."""
     if placement.quantization != "none":
         return load_quantized(kind, folder, BITS[placement.quantization], placement.dtype)
+    if placement.device == "cuda":
+        # It makes a plan for each length that it meets, which takes longer than a step, and here nearly all are new.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model = kind.from_pretrained(folder, dtype=placement.dtype, attn_implementation="sdpa", local_files_only=True)
     return model.eval().to(torch.device(placement.device))
 

@@ -7,12 +7,17 @@ goes in and comes out has fixed places. All of that runs without a graph too, an
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from engine.devices import to_device
 from engine.kv_cache import KVCache
+
+log = logging.getLogger("voxtral.engine")
 
 SHORTEST = 512  # positions that a rounded step attends to at least: a prompt of 30 s alone has 384
 # Logits (rows, vocabulary) from the token of each row (rows,), where it stands (rows,), and the positions to attend to.
@@ -68,19 +73,27 @@ class RoundedSteps:
 
 
 class GraphSteps(RoundedSteps):
-    """The same on CUDA: each size is captured when it is first met, and replayed from then on."""
+    """The same on CUDA: each size is captured when it is first met, and replayed from then on; where there is no memory
+    for that, it goes on without a graph."""
+
+    _capturing = threading.Lock()  # of all models: a capture waits for the whole device, which another one forbids
 
     def __init__(self, step: Step, cache: KVCache, logits: torch.Tensor) -> None:
         super().__init__(step, cache, logits)
-        self._graphs: dict[tuple[int, int, int], torch.cuda.CUDAGraph] = {}
+        self._captured: dict[tuple[int, int, int], Callable[[], None]] = {}
         self._memory = torch.cuda.graph_pool_handle()  # shared: what a graph computes in between, no other reads
         self._stream = torch.cuda.Stream(logits.device)
 
     def _run(self, rows: int, length: int) -> None:
         size = (rows, length, self._cache.capacity)  # the capacity decides where a row begins
-        if size not in self._graphs:
-            self._graphs[size] = self._capture(rows, length)
-        self._graphs[size].replay()
+        if size not in self._captured:
+            try:
+                with self._capturing:
+                    self._captured[size] = self._capture(rows, length).replay
+            except torch.OutOfMemoryError:
+                log.warning("no memory to capture a step of %d rows and %d positions: it is run as it is", rows, length)
+                self._captured[size] = partial(super()._run, rows, length)
+        self._captured[size]()
 
     def _capture(self, rows: int, length: int) -> torch.cuda.CUDAGraph:
         self._stream.wait_stream(torch.cuda.current_stream())

@@ -76,6 +76,11 @@ def test_other_windows_change_little(aligner: CTCModel, monkeypatch: pytest.Monk
     assert (parts.argmax(1) == whole.argmax(1)).mean() > 0.9
 
 
+def test_on_a_mac_it_leaves_the_gpu_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctc, "pick_device", lambda wanted: "mps")
+    assert CTCModel(DEMO_ALIGNER, "auto").device == "cpu"
+
+
 @pytest.mark.parametrize(("file", "change"), [("preprocessor_config.json", {"sampling_rate": 8000})])
 def test_audio_of_another_rate_is_refused(tmp_path: Path, file: str, change: dict[str, int]) -> None:
     folder = tmp_path / "aligner"

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from unittest.mock import MagicMock
 
 import hypothesis
 import numpy as np
@@ -21,6 +23,7 @@ from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
 from engine.core import EngineStopped, Job, JobFailed, PromptTooLong, Sampling, Token
 from engine.job_stream import JobStream
+from engine.loading import Placement, load_model
 from engine.sampling import Sampler
 from engine.steps import GraphSteps
 from engine.tokenizer import TextDecoder
@@ -130,6 +133,20 @@ async def test_a_captured_step_gives_the_tokens_of_generate(
     logits = torch.empty(8, backend.tokenizer.vocabulary_size)
     monkeypatch.setattr(backend, "_steps", GraphSteps(backend._step, backend._cache, logits))
     await assert_heard_as_expected(fixed_worker, expected, ("gain-20", "short_0", "silence", "voice_en-gb"))
+
+
+async def test_a_step_that_finds_no_memory_to_be_captured_is_run_without(
+    fixed_worker: Worker, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stand_in_for_cuda_graphs(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "graph", full)
+    backend = fixed_worker.backend
+    logits = torch.empty(8, backend.tokenizer.vocabulary_size)
+    monkeypatch.setattr(backend, "_steps", GraphSteps(backend._step, backend._cache, logits))
+    await assert_heard_as_expected(fixed_worker, expected, ("short_0", "voice_en-gb"))
 
 
 async def test_jobs_that_join_and_leave_midway_do_not_change_each_other(
@@ -335,6 +352,41 @@ def test_the_cache_of_a_gpu_takes_of_what_is_free_but_no_more_than_is_of_use(
     for free, positions in ((bytes_each * 100_000, 80_000), (2**40, 64 * 4096)):
         monkeypatch.setattr("engine.backends.voxtral.free_memory", lambda device, free=free: free)
         assert backend._positions_that_fit(config, rows=64) == positions
+
+
+def test_a_gpu_without_memory_for_a_single_chunk_is_a_load_that_failed(
+    backend: VoxtralBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.backends.voxtral.free_memory", lambda device: 4_000_000)
+    with pytest.raises(ValueError, match=r"0\.0 GB .* are free, and 0\.0 are needed\. Free some"):
+        backend._positions_that_fit(backend._model.config.text_config, rows=64)
+
+
+def test_attention_on_a_gpu_is_not_left_to_cudnn() -> None:
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        load_model(MagicMock(), DEMO_MODEL, Placement("cuda", torch.bfloat16, "none"))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+@pytest.mark.parametrize("call", ["prefill", "decode", "align"])
+async def test_a_device_that_is_gone_ends_the_thread_and_not_only_the_job_that_met_it(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    backend = ScriptedBackend(lambda job: "alpha bravo")
+    monkeypatch.setattr(backend, call, gone)
+    with running(backend) as worker:
+        timed = replace(scripted_job(backend, Sampling()), timed=lambda text: True)
+        streams = [worker.submit(timed, "test") for _ in range(3)]
+        for stream in streams:
+            with pytest.raises(EngineStopped):
+                await asyncio.wait_for(tokens_of(stream), 20)
+        assert not worker.alive
 
 
 async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

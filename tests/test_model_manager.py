@@ -3,14 +3,17 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 import model_manager
 from config import DEMO_MODEL, Settings
+from engine.backends.voxtral import VoxtralBackend
 from main import create_app
 from model_manager import ModelManager, ModelUnavailable
 from model_store import DownloadFailed, ModelStore, missing_files
@@ -135,6 +138,21 @@ async def test_a_setting_that_the_machine_cannot_meet_is_a_failed_load(monkeypat
     with pytest.raises(ModelUnavailable, match="this machine has none") as caught:
         await manager.worker(manager.default)
     assert (caught.value.reason, manager.default.state) == ("failed", "failed")
+
+
+@pytest.mark.anyio
+async def test_a_load_that_failed_at_its_end_leaves_no_weights_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+
+    def fail(backend: VoxtralBackend, *args: object) -> None:
+        loaded.append(weakref.ref(backend._model))
+        raise RuntimeError("no memory for the cache")
+
+    monkeypatch.setattr(VoxtralBackend, "_prepare_growing", fail)
+    manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL)))
+    with pytest.raises(ModelUnavailable, match="no memory for the cache"):
+        await manager.worker(manager.default)
+    assert [reference() for reference in loaded] == [None]
 
 
 @pytest.mark.anyio

@@ -5,8 +5,10 @@ Both are imported only when they are asked for, because torch takes seconds and 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +50,19 @@ def load_backend(name: str | None, folder: Path, options: LoadOptions) -> Backen
     """Load the model in `folder`. Takes seconds to minutes; raises OSError, ValueError or RuntimeError."""
     if name is None:
         raise ValueError(f"config.json names none of the model types {', '.join(MODEL_TYPES)}")
-    return _imported(*BACKENDS[name])(folder, options)
+    try:
+        return _imported(*BACKENDS[name])(folder, options)
+    except Exception as error:
+        _forget(error)
+        raise
+
+
+def _forget(error: BaseException | None) -> None:
+    """Let go of what the calls held that an error ended, a whole model perhaps; the error itself may be kept."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()  # modules hold each other in cycles
 
 
 def start_worker(backend: Backend | RealtimeBackend) -> Worker | LiveWorker:
