@@ -65,8 +65,8 @@ class ListeningSession(LiveSession):
         self._judged = 0  # samples
         self._over = self._ended = False  # for audio; altogether
         self._feeding = False
-        self._ahead = 0.0  # seconds of audio that came faster than they can have been spoken
-        self._opened = self._last_fed = self._loop.time()
+        self._ahead = 0.0  # seconds of audio that came faster than they can have been spoken, at the time of `_counted`
+        self._opened = self._last_fed = self._counted = self._loop.time()
         self._listen()
         self._alarm = self._loop.call_later(0, self._watch_clock)
 
@@ -117,8 +117,8 @@ class ListeningSession(LiveSession):
 
     async def feed(self, samples: np.ndarray) -> None:
         self._check()
-        self._feeding = True
-        self._ahead = max(self._ahead - (self._loop.time() - self._last_fed), 0)
+        self._feeding, now = True, self._loop.time()
+        self._ahead, self._counted = max(self._ahead - (now - self._counted), 0), now
         try:
             self._refuse_when_behind(len(samples) / SAMPLE_RATE)
             self._ahead += len(samples) / SAMPLE_RATE
@@ -138,9 +138,7 @@ class ListeningSession(LiveSession):
             )
 
     async def _hear(self, samples: np.ndarray) -> None:
-        while self.behind > self._settings.realtime_backlog_seconds:
-            await asyncio.sleep(POLL_SECONDS)
-            self._check()
+        await self._wait_for_model()
         ears = self._ears
         judged = await self._loop.run_in_executor(self._around.threads, _judged, ears, samples) if ears else ()
         self._check()
@@ -153,6 +151,14 @@ class ListeningSession(LiveSession):
             for event in self._turns.add(probability) if self._turns else ():
                 self._take_turn(event)
         self._heard_all()
+
+    async def _wait_for_model(self) -> None:
+        """This time does not count: a sender that is kept from sending is no slower for it."""
+        since = self._loop.time()
+        while self.behind > self._settings.realtime_backlog_seconds:
+            await asyncio.sleep(POLL_SECONDS)
+            self._check()
+        self._counted += self._loop.time() - since
 
     def _take_turn(self, event: TurnEvent) -> None:
         match event:

@@ -49,7 +49,7 @@ class _Utterance:
         self.progress = _ChunkProgress(self._finish_chunk)
         self.flushes: list[tuple[int, int]] = []  # chunks that must be done, and the utterance that was at hand
         self.done = 0  # chunks
-        self.failed: EngineError | None = None  # and nothing of it is heard any more
+        self.failed = False  # and nothing of it is heard any more
         self.given: list[int] = []  # samples of each chunk
         self._chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
         self._chunk_done = chunk_done
@@ -65,8 +65,8 @@ class _Utterance:
         self.given.append(len(chunk.samples))
         self._chunks.put_nowait(chunk)
 
-    def fail(self, error: EngineError) -> None:
-        self.failed, self.done = error, len(self.given)
+    def fail(self) -> None:
+        self.failed, self.done = True, len(self.given)
 
     def flush(self, number: int) -> None:
         self.flushes.append((len(self.given), number))
@@ -201,12 +201,16 @@ class UtteranceSession(ListeningSession):
         except EngineStopped:
             raise
         except EngineError as error:
-            utterance.fail(error)
+            self._fail(utterance, error)
         finally:
             await transcription.close()
-        if utterance.failed:
-            await utterance.ended.wait()
-            self._tell(UtteranceFailed(utterance.number, utterance.failed))
+
+    def _fail(self, utterance: _Utterance, error: EngineError) -> None:
+        """What is said from now on is of the next one."""
+        utterance.fail()
+        if utterance.number == self._number:
+            self._cut()
+        self._tell(UtteranceFailed(utterance.number, error))
 
     def _tell_event(self, utterance: _Utterance, event: Event) -> None:
         if isinstance(event, TextDelta):

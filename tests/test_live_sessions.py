@@ -16,6 +16,7 @@ from tests.listening import SILENCE, Clock, Desk, clean, ears, hear, of, told, u
 from tests.scripted import WORDS, spoken
 from tests.speech import SAMPLE_RATE
 from turns import TurnDetection
+from voice_activity import Listener
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("ears")]
 _ = ears
@@ -66,17 +67,29 @@ async def test_a_session_that_says_nothing_or_is_too_old_ends_with_its_own_error
         await session.close()
 
 
-async def test_who_speaks_to_a_slow_model_is_told_and_no_audio_is_dropped_in_silence() -> None:
-    """Paced as speech by a clock that the test turns."""
+@pytest.mark.parametrize("where", ["between feeds", "in them"])
+async def test_who_speaks_to_a_slow_model_is_told_and_no_audio_is_dropped_in_silence(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paced as speech by a clock that the test turns, while nothing is said yet or while a piece is judged."""
     slow = Slow()
-    async with Desk(script=slow, realtime_backlog_seconds=5) as desk:
+    async with Desk(script=slow, realtime_backlog_seconds=5) as desk, asyncio.timeout(60):
         session = await desk.open(turn_detection=VAD)
         reading, clock = asyncio.create_task(told(session)), Clock(session)
+        judged = live_listening._judged
+
+        def judge(ears: Listener, samples: np.ndarray) -> list[float]:
+            clock.turn(len(samples) / SAMPLE_RATE)
+            return judged(ears, samples)
 
         async def speak() -> None:
             for _ in range(20):
-                clock.turn(len(WORD) / SAMPLE_RATE)
+                if where == "between feeds":
+                    clock.turn(len(WORD) / SAMPLE_RATE)
                 await session.feed(WORD)
+
+        if where == "in them":
+            monkeypatch.setattr(live_listening, "_judged", judge)
 
         with pytest.raises(LiveError, match="behind, and this audio was not taken") as caught:
             await speak()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from engine.core import EngineStopped, Job, JobFailed
 from live import (
     Committed,
     LiveError,
+    LiveEvent,
     LiveFlushed,
     LiveRequest,
+    LiveSession,
     LiveText,
     SpeechStarted,
     SpeechStopped,
@@ -44,6 +47,11 @@ async def said(samples: np.ndarray, piece: int = 1600, **asked: object) -> tuple
         events = await reading
         await session.close()
         return events, desk
+
+
+async def collect(session: LiveSession, events: list[LiveEvent]) -> None:
+    async for event in session.events():
+        events.append(event)
 
 
 def texts(events: list) -> list[str]:
@@ -215,20 +223,31 @@ async def test_an_utterance_that_fails_is_said_and_the_next_one_is_heard() -> No
         await session.close()
 
 
-async def test_of_an_utterance_that_has_failed_nothing_waits_and_it_is_said_when_it_ends() -> None:
-    def fails(job: Job) -> str:
-        raise ValueError("no speech at all")
+@pytest.mark.parametrize("turns", [None, VAD], ids=["by hand", "turns"])
+async def test_an_utterance_that_fails_while_it_goes_on_is_said_at_once_and_the_rest_is_the_next(
+    turns: TurnDetection | None,
+) -> None:
+    goes_on = threading.Event()
 
-    async with Desk(script=fails) as desk:
-        session = await desk.open()
-        reading = asyncio.create_task(told(session))
-        for _ in range(3):
-            await hear(session, np.concatenate([spoken(WORDS[:2]), SILENCE]))
-            await until(lambda: session.behind == 0)
-        assert len(desk.backend.jobs) == 1
-        await session.commit()
+    def fails_on_alpha(job: Job) -> str:
+        assert goes_on.wait(30)
+        assert "alpha" not in words_in(job.audio[0])
+        return " ".join(words_in(job.audio[0]))
+
+    async with Desk(script=fails_on_alpha, audio_chunk_size_seconds=5) as desk:
+        session = await desk.open(turn_detection=turns)
+        events: list[LiveEvent] = []
+        reading = asyncio.create_task(collect(session, events))
+        await hear(session, spoken(WORDS[:12]))
+        goes_on.set()
+        await until(lambda: of(events, UtteranceFailed))
+        assert events[-2:] == [Committed(0, 0, 12_000), UtteranceFailed(0, events[-1].error)]
+        assert session.behind == 0
+        await hear(session, np.concatenate([SILENCE, spoken(WORDS[12:14]), SILENCE]))
         await session.finish()
-        assert [type(event) for event in await reading] == [Committed, UtteranceFailed]
+        await reading
+        assert texts(events) == [" ".join(WORDS[12:14])]
+        assert {event.utterance for event in of(events, LiveText)} == {1}
         await session.close()
 
 
