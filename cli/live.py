@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,8 @@ log = logging.getLogger("voxtral.cli")
 PATH = "/v1/realtime?intent=transcription"
 ITEM = "conversation.item.input_audio_transcription"
 ALTERNATIVES = 5  # that the server tells at most
+# What a model that hears recordings does not have.
+OF_STREAMS = {"delay_ms": "--delay", "interval_ms": "--interval"}
 # Behind the last sample, so that the last turn ends as every other one does. What the commit ends then is silence.
 END_SECONDS = 1.0
 
@@ -73,18 +75,19 @@ def listen_live(source: Source, client: Client, wanted: Wanted, live: Live, scre
             sender = _Sender(source, socket, meter)
             sender.start()
             while not talk.over:
-                write_out(talk.line(), screen)
+                write_out(talk.line(sender), screen)
     if sender.error:
         raise sender.error
     return INTERRUPTED if interrupted.is_set() else int(talk.lost)
 
 
 class _Sender(threading.Thread):
-    """Samples of a source to the server. What ends the source early is in `error`."""
+    """Samples of a source to the server. What ends the source early is in `error`; at last `commits`."""
 
     def __init__(self, source: Source, socket: ClientConnection, meter: Progress) -> None:
         super().__init__(daemon=True)
         self.error: Exception | None = None
+        self.commits = False
         self._source, self._socket, self._meter = source, socket, meter
         self._bar = meter.add_task("", total=-SILENCE_DB, state="listening", level=SILENCE_DB)
 
@@ -98,6 +101,7 @@ class _Sender(threading.Thread):
             except Failure as error:
                 self.error = error
             self._send(np.zeros(int(END_SECONDS * self._source.rate), np.int16))
+            self.commits = True
             self._socket.send(json.dumps({"type": "input_audio_buffer.commit"}))
 
     def _send(self, samples: np.ndarray) -> None:
@@ -125,16 +129,20 @@ class _Talk:
 
     def agree(self, session: dict[str, Any]) -> None:
         self._socket.send(json.dumps({"type": "session.update", "session": session}))
-        while next(self._events())["type"] != "session.updated":
+        while (event := next(self._events()))["type"] != "session.updated":
             continue  # the server has greeted first
+        asked, agreed = (given["audio"]["input"]["transcription"] for given in (session, event["session"]))
+        for name, option in OF_STREAMS.items():
+            if name in asked and agreed[name] != asked[name]:
+                self._screen.warn(f"{option} changes nothing: {agreed['model']} does not write while it hears")
 
-    def line(self) -> Iterator[str]:
+    def line(self, sender: _Sender) -> Iterator[str]:
         """The text of the next turn, as it comes."""
         for event in self._events():
             kind, item = event["type"], event.get("item_id")
             if kind == "input_audio_buffer.speech_stopped":
                 self._turns.add(item)
-            elif kind == "input_audio_buffer.committed" and item not in self._turns:
+            elif kind == "input_audio_buffer.committed" and sender.commits and item not in self._turns:
                 self._last = item
             elif kind == f"{ITEM}.delta":
                 yield event["delta"] if self._alternatives is None else shown(event, self._alternatives)
@@ -148,18 +156,34 @@ class _Talk:
 
 
 def shown(delta: dict[str, Any], share: float) -> str:
-    """Text in which a token that may be another one stands as `[this|other]`."""
-    text = "".join(_token(entry, share) for entry in delta["logprobs"])
-    return text if delta["delta"][:1].isspace() else text.lstrip()
+    """Text in which a token that may be another one stands as `[this|other]`; text alone where the tokens do not spell it,
+    because words were replaced, or a character began in the delta before."""
+    text, entries = delta["delta"], delta["logprobs"]
+    if _text(bytes(entry["bytes"]) for entry in entries).lstrip() != text.lstrip():
+        return text
+    marked = _text(_marked(entry, share) for entry in entries)
+    return marked if text[:1].isspace() else marked.lstrip()
 
 
-def _token(entry: dict[str, Any], share: float) -> str:
-    token = entry["token"]
+def _text(parts: Iterable[bytes]) -> str:
+    """A character that is not whole yet comes with the next delta."""
+    return b"".join(parts).decode(errors="ignore")
+
+
+def _marked(entry: dict[str, Any], share: float) -> bytes:
+    token, word = bytes(entry["bytes"]), _word(entry)
     least = entry["logprob"] + math.log(share)
-    others = [other["token"].strip() for other in entry.get("top_logprobs", ()) if other["logprob"] >= least]
-    others = [other for other in others if other and other != token.strip()]
-    word = token.strip()
-    return token.replace(word, f"[{'|'.join([word, *others])}]") if word and others else token
+    others = [_word(other) for other in entry.get("top_logprobs", ()) if other["logprob"] >= least]
+    others = [other for other in others if other and other != word]
+    return token.replace(word.encode(), f"[{'|'.join([word, *others])}]".encode()) if word and others else token
+
+
+def _word(entry: dict[str, Any]) -> str:
+    """Empty for a token that is a part of a character."""
+    try:
+        return bytes(entry["bytes"]).decode().strip()
+    except UnicodeDecodeError:
+        return ""
 
 
 @contextmanager

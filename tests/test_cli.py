@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,12 +24,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from api.realtime_openai import OpenAIDialect
 from cli.app import app
-from cli.live import shown
+from cli.client import Wanted
+from cli.live import Live, _Talk, shown
 from cli.recordings import wav_header
+from cli.screen import Screen
 from cli.utterances import FRAME_MS, Utterances
+from live import LiveRequest
+from tests.dialects import MODELS, TERMS
 from tests.serving import ROOT, Server, clean_environment, run_cli
 from tests.speech import SAMPLE_RATE, assert_heard, clip, wav
+from turns import TurnDetection
 
 SHORT, OTHER = clip("short_0"), clip("short_1")
 
@@ -198,26 +205,68 @@ def test_a_pipe_is_listened_to_without_waiting_for_its_end(server: Server) -> No
         assert process.stderr.read() == b""
 
 
-def test_live_every_turn_is_a_line_and_the_server_is_told_what_was_asked(server: Server) -> None:
+def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(server: Server) -> None:
     """The rate of a pipe is the model's, and it is sent as fast as the server takes it."""
     options = ["--live", "--delay", "240", "--interval", "0.5", "--alt", "0.001", "--language", "en"]
     with started(server.url, "listen", "--input", "-", *options) as process:
         out, error = process.communicate(samples_of(spoken_twice()))
-    assert (process.returncode, error) == (0, b"")
+    assert process.returncode == 0
+    assert [line.split()[1:4] for line in error.decode().splitlines()] == [
+        ["--delay", "changes", "nothing:"], ["--interval", "changes", "nothing:"],
+    ]  # fmt: skip
     first, second = (re.sub(r"\[(\w+)[^]]*\]", r"\1", line) for line in out.decode().splitlines())
     assert_heard(SHORT.words, first, share=0.34)
     assert_heard(OTHER.words, second, share=0.34)
 
 
-def test_a_token_that_may_be_another_one_is_shown_with_it() -> None:
-    def entry(token: str, share: float, *top: tuple[str, float]) -> dict[str, object]:
-        scores = [{"token": other, "logprob": math.log(of)} for other, of in top]
-        return {"token": token, "logprob": math.log(share), "top_logprobs": scores}
+def test_what_live_options_ask_for_is_what_the_server_understands() -> None:
+    wanted = Wanted(model="live", language="en", keywords=("Lotti",))
+    dialect = OpenAIDialect(TERMS, MODELS["live"])
+    dialect.configure(Live(240, 0.5, 0.01).session(wanted, SAMPLE_RATE))
+    asked = {"language": "en", "keywords": ("Lotti",), "delay_ms": 240, "interval_ms": 500, "top_logprobs": 5}
+    assert dialect.request == LiveRequest(**asked, turn_detection=TurnDetection())
 
-    bravo = entry(" bravo", 0.6, (" bravo", 0.6), (" brave", 0.31), (" bra", 0.01), (" ", 0.4))
-    delta = {"delta": "alpha bravo", "logprobs": [entry(" alpha", 0.9), bravo]}
+
+def test_live_a_turn_that_fails_is_not_the_last() -> None:
+    committed, item = "input_audio_buffer.committed", "conversation.item.input_audio_transcription"
+    events = [
+        {"type": committed, "item_id": "a"}, {"type": f"{item}.failed", "item_id": "a", "error": {"message": "No."}},
+        {"type": committed, "item_id": "b"}, {"type": f"{item}.delta", "item_id": "b", "delta": "red"},
+        {"type": f"{item}.completed", "item_id": "b"},
+    ]  # fmt: skip
+    talk, sender = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=True)), SimpleNamespace()
+    said = []
+    for sender.commits in (False, True):
+        assert not talk.over
+        said.append("".join(talk.line(sender)))
+    assert (said, talk.over, talk.lost) == (["", "red"], True, True)
+
+
+def scored(token: bytes, share: float = 0.6, *top: tuple[bytes, float]) -> dict[str, object]:
+    def entry(data: bytes, of: float) -> dict[str, object]:
+        return {"token": data.decode(errors="replace"), "bytes": [*data], "logprob": math.log(of)}
+
+    return {**entry(token, share), "top_logprobs": [entry(*other) for other in top]}
+
+
+def test_a_token_that_may_be_another_one_is_shown_with_it() -> None:
+    bravo = scored(b" bravo", 0.6, (b" bravo", 0.6), (b" brave", 0.31), (b" bra", 0.01), (b" ", 0.4), (b"\xe3", 0.5))
+    delta = {"delta": "alpha bravo", "logprobs": [scored(b" alpha", 0.9), bravo]}
     assert shown(delta, 0.5) == "alpha [bravo|brave]"
     assert shown(delta, 0.9) == "alpha bravo"
+
+
+def test_characters_that_span_tokens_stay_whole_and_replaced_words_stay_replaced() -> None:
+    """As the server sends them: a delta has the characters that its tokens complete."""
+    other = (b" other", 0.6)
+    deltas = [
+        {"delta": " na", "logprobs": [scored(b" na\xc3", 0.6, other)]},
+        {"delta": "\u00efve", "logprobs": [scored(b"\xaf", 0.6, other), scored(b"ve", 0.6, other)]},
+        {"delta": "\u3042", "logprobs": [scored(b"\xe3"), scored(b"\x81", 0.6, (b"\x83", 0.6)), scored(b"\x82")]},
+        {"delta": " PK-2", "logprobs": [scored(b" papa", 0.6, other), scored(b" kilo")]},
+        {"delta": " red", "logprobs": [scored(b" red", 0.6, other)]},
+    ]  # fmt: skip
+    assert "".join(shown(delta, 0.5) for delta in deltas) == " na\u00efve\u3042 PK-2 [red|other]"
 
 
 @pytest.mark.parametrize(("status", "said"), [(404, "one that has /v1/realtime"), (403, "--api-key")])
