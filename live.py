@@ -10,7 +10,7 @@ Of an utterance there come, in this order where they come at all:
     SpeechPaused, SpeechResumed   turn detection: the turn may be over; it is not
     SpeechStopped                 turn detection: the turn is over
     Committed                     no more audio belongs to it
-    UtteranceDone                 the whole text; or UtteranceFailed, which ends it if nothing has, and the session goes on
+    UtteranceDone                 the whole text; or UtteranceFailed, which ends it in any case: the session goes on
 
 `live_sessions.LiveSessions.open(model, request, key)` waits until the model is loaded and gives a session, which must
 be closed in any case; the model stays loaded meanwhile. It raises ModelUnavailable, PromptTooLong and LiveError.

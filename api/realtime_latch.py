@@ -8,7 +8,7 @@ from typing import Any
 from api.errors import unsupported
 from api.realtime_dialect import Action, Dialect, Terms
 from api.realtime_openai import OpenAIDialect
-from api.realtime_openai_session import FLAT, ONLY_TRANSCRIBES
+from api.realtime_openai_session import ONLY_TRANSCRIBES
 from api.realtime_vllm import VLLMDialect
 
 DECISIVE = ("session.update", "transcription_session.update", "input_audio_buffer.append", "input_audio_buffer.commit")
@@ -37,14 +37,6 @@ class Undecided(OpenAIDialect):
             return self
         if event["type"] == "session.update" and "session" not in event and "model" in event:
             return VLLMDialect(self._terms)
-        decided = OpenAIDialect(self._terms, self.model, self._writes_beta(event))
+        decided = OpenAIDialect(self._terms, self.model, self._beta)
         decided.configure(self._given)
         return decided
-
-    def _writes_beta(self, event: dict[str, Any]) -> bool:
-        """By the event's name, else by the fields that only one has, else by what the header says."""
-        session = event.get("session")
-        names = session if isinstance(session, dict) else {}
-        if event["type"] == "transcription_session.update":
-            return True
-        return "audio" not in names and (self._beta or any(name in names for name in FLAT))

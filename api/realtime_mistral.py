@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from api.errors import ApiError, describe, from_validation, invalid, unsupported
 from api.keywords import keywords_of
@@ -60,22 +60,22 @@ class Turns(BaseModel):
 
 class SessionConfig(BaseModel):
     audio_format: AudioFormat = AudioFormat()
-    target_streaming_delay_ms: int | None = None
+    target_streaming_delay_ms: int = DELAY_MS
     diarize: bool | None = None
     context_bias: list[str] | None = None
     language: str | None = None
     speaker_references: dict[str, str] | None = None
     turn_detection: Turns | None = None
 
-    @field_validator("audio_format", mode="before")
+    @field_validator("audio_format", "target_streaming_delay_ms", mode="before")
     @classmethod
-    def _null_is_the_default(cls, value: object) -> object:
-        return AudioFormat() if value is None else value
+    def _null_is_the_default(cls, value: object, info: ValidationInfo) -> object:
+        return cls.model_fields[info.field_name].default if value is None else value
 
     @field_validator("target_streaming_delay_ms")
     @classmethod
-    def _trained_for(cls, value: int | None) -> int | None:
-        if value is not None and value not in DELAYS_MS:
+    def _trained_for(cls, value: int) -> int:
+        if value not in DELAYS_MS:
             raise ValueError("it can be 80 to 1200 in steps of 80, or 2400")
         return value
 
@@ -87,7 +87,7 @@ class SessionConfig(BaseModel):
         return LiveRequest(
             language=known_language(self.language, "session.language"),
             keywords=keywords_of(self.context_bias or [], "session.context_bias"),
-            delay_ms=(self.target_streaming_delay_ms or DELAY_MS) if model.streams else None,
+            delay_ms=self.target_streaming_delay_ms if model.streams else None,
             timing="segments",
             turn_detection=self._turns(),
         )

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from api.errors import ApiError, describe, invalid
 from api.realtime_dialect import Action, AudioInput, Clear, Commit, Dialect, LiveModel, Send, Terms, Update, typed
-from api.realtime_openai_session import SessionConfig, flat_error, from_flat, to_flat
+from api.realtime_openai_session import SessionConfig, flat_error, from_flat, is_flat, to_flat
 from api.transcription_wire import language_codes, logprobs, token_usage
 from live import Committed, LiveEvent, LiveText, SpeechStarted, SpeechStopped, UtteranceDone, UtteranceFailed
 from transcript import TextToken
@@ -75,6 +75,7 @@ class OpenAIDialect(Dialect):
         session = event.get("session")
         if not isinstance(session, dict):
             raise invalid("session", "session must be an object with what is to change.")
+        self._beta = is_flat(event["type"], session, before=self._beta)
         rest = self.configure(from_flat(session) if self._beta else session)
         return [*rest, Update(), Send(self._event(answer, session=self._session()))]
 

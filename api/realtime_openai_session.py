@@ -92,6 +92,7 @@ class SessionConfig(BaseModel):
     def updated(self, change: dict[str, Any]) -> SessionConfig:
         """With a client's partial update: what it leaves out stays, and null switches off. Raises ApiError."""
         _refuse_conversations(change)
+        _refuse_flat(change)
         try:
             return SessionConfig.model_validate(_merged(self.model_dump(), change))
         except ValidationError as problem:
@@ -189,6 +190,20 @@ FLAT = {
     "input_audio_noise_reduction": "noise_reduction", "turn_detection": "turn_detection",
 }  # fmt: skip
 FLAT_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+
+
+def is_flat(kind: str, change: dict[str, Any], before: bool) -> bool:
+    """Whether an update is of the beta: by the event's name, else by the fields that only one of the two has, else as
+    `before`."""
+    if kind == "transcription_session.update":
+        return True
+    return "audio" not in change and (before or any(name in change for name in FLAT))
+
+
+def _refuse_flat(change: dict[str, Any]) -> None:
+    for name, today in FLAT.items():
+        if name in change:
+            raise invalid(f"session.{name}", f"session.{name} is the beta's. Send session.audio.input.{today}.")
 
 
 def from_flat(change: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from api import fields
@@ -22,7 +23,7 @@ from api.realtime_dialect import (
 )  # fmt: skip
 from api.realtime_openai import LEAST_COMMIT_MS, MOST_BYTES
 from api.transcription_wire import logprobs
-from live import LiveEvent, LiveRequest, LiveText, UtteranceDone, UtteranceFailed
+from live import Committed, LiveEvent, LiveRequest, LiveText, UtteranceDone, UtteranceFailed
 from transcript import Usage
 
 INCLUDE = ("logprobs", "item.input_audio_transcription.logprobs")
@@ -37,6 +38,7 @@ class VLLMDialect(Dialect):
         self._validated = self._logprobs = False
         self._audio = AudioInput("pcm_s16le", 16_000, MOST_BYTES)
         self._ended_ms = 0  # of the audio, where the utterance before ended
+        self._unanswered: deque[bool] = deque()  # utterances that have ended, and whether there is anything to hear
 
     def receive(self, event: dict[str, Any]) -> list[Action]:
         kind = typed(event)
@@ -78,19 +80,34 @@ class VLLMDialect(Dialect):
         """The utterance's text follows, also where there was nothing to hear."""
         rest = self._audio.end()
         heard_ms, self._ended_ms = self._audio.ms - self._ended_ms, self._audio.ms
-        if heard_ms >= LEAST_COMMIT_MS:
-            return [*rest, Commit()]
-        return [*rest, Clear(), self._done("", Usage())]
+        self._unanswered.append(heard_ms >= LEAST_COMMIT_MS)
+        return [*rest, Commit()] if self._unanswered[-1] else [*rest, Clear(), *self._empty_ones()]
+
+    def _empty_ones(self) -> list[Action]:
+        """Those whose turn it is: nothing but its place says which utterance an answer is of."""
+        done: list[Action] = []
+        while self._unanswered and not self._unanswered[0]:
+            self._unanswered.popleft()
+            done.append(self._done("", Usage()))
+        return done
 
     def heard(self, event: LiveEvent) -> list[Action]:
         if isinstance(event, LiveText):
             scores = logprobs(event.tokens) if self._logprobs else None
             return [Send({"type": "transcription.delta", "delta": event.text, "logprobs": scores})]
+        if isinstance(event, Committed):
+            self._ended_ms = max(self._ended_ms, event.end_ms)
         if isinstance(event, UtteranceDone):
-            return [self._done(event.transcript.text, event.transcript.usage)]
+            return self._answered(self._done(event.transcript.text, event.transcript.usage))
         if isinstance(event, UtteranceFailed):
-            return [self.error(describe(event.error))]
+            return self._answered(self.error(describe(event.error)))
         return []
+
+    def _answered(self, answer: Send) -> list[Action]:
+        """One that failed may not have been ended by the client."""
+        if self._unanswered:
+            self._unanswered.popleft()
+        return [answer, *self._empty_ones()]
 
     def _done(self, text: str, usage: Usage) -> Send:
         tokens = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens}

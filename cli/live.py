@@ -156,8 +156,8 @@ class _Talk:
 
 
 def shown(delta: dict[str, Any], share: float) -> str:
-    """Text in which a token that may be another one stands as `[this|other]`; text alone where the tokens do not spell it,
-    because words were replaced, or a character began in the delta before."""
+    """Text in which a token that may be another one stands as `[this|other]`; the text alone where its tokens do
+    not spell it, because words were replaced or a character began in the delta before."""
     text, entries = delta["delta"], delta["logprobs"]
     if _text(bytes(entry["bytes"]) for entry in entries).lstrip() != text.lstrip():
         return text

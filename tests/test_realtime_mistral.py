@@ -113,7 +113,8 @@ def test_format_delay_and_turns_stay_once_there_was_audio_and_words_may_change()
     for name, value in changes.items():
         with pytest.raises(ApiError, match="cannot change"):
             speaker.receive(update(**{name: value}))
-    speaker.receive(update(context_bias=["Lotti"], audio_format={"encoding": "pcm_s16le", "sample_rate": 16_000}))
+    same = {"audio_format": {"encoding": "pcm_s16le", "sample_rate": 16_000}, "target_streaming_delay_ms": 480}
+    speaker.receive(update(context_bias=["Lotti"], **same))
     assert speaker.request.keywords == ("Lotti",)
     assert fed_seconds(speaker.receive(APPEND)) == 0.5
 

@@ -125,6 +125,7 @@ INPUT = "session.audio.input"
     ({"type": "realtime"}, "session.type"),
     ({"instructions": "Answer in rhymes."}, "session.instructions"),
     ({"audio": 3}, "session.audio"),
+    ({"audio": {}, "turn_detection": None}, "session.turn_detection"),
     ("transcription", "session"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name_and_nothing_changes(session: Any, param: str) -> None:
@@ -290,6 +291,22 @@ def test_the_betas_errors_are_in_its_own_words() -> None:
         with pytest.raises(ApiError) as caught:
             speaker.receive({"type": "transcription_session.update", "session": change})
         assert said([speaker.error(caught.value)])[0]["error"]["param"] == name
+
+
+@pytest.mark.parametrize("name", ["transcription_session.update", "session.update"])
+@pytest.mark.parametrize("before", [[APPEND], [update({"transcription": {"language": "de"}}), APPEND]], ids=len)
+def test_an_update_of_the_beta_does_what_it_says_also_once_there_was_audio(
+    name: str, before: list[dict[str, Any]]
+) -> None:
+    speaker = undecided().latched(before[0])
+    for event in before:
+        speaker.receive(event)
+    rest = said(speaker.receive({"type": name, "session": FLAT["session"] | {"turn_detection": None}}))
+    assert (rest[0]["session"]["input_audio_format"], rest[0]["session"]["turn_detection"]) == ("g711_ulaw", None)
+    assert (speaker.request.turn_detection, speaker.request.language) == (None, "en")
+    actions = [*speaker.receive(APPEND | {"audio": audio(0.5, 8_000, "u1")}), *speaker.receive(COMMIT)]
+    assert fed_seconds(actions) == pytest.approx(0.5, abs=0.001)
+    assert "audio" in updated(speaker, update({}))
 
 
 def undecided(beta: bool = False, given: dict[str, Any] | None = None, name: str | None = None) -> Undecided:

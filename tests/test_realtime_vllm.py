@@ -47,6 +47,27 @@ def test_an_utterance_of_nothing_is_done_at_once() -> None:
         assert said(actions)[0]["text"] == ""
 
 
+def test_an_utterance_of_nothing_is_answered_behind_those_before_it_and_before_those_after_it() -> None:
+    speaker = dialect()
+    told = []
+    for event in (APPEND, END, START, END, END, APPEND, END, START, END):
+        told += said(speaker.receive(event))
+    assert told == []
+    answers = [said(speaker.heard(UtteranceDone(0, transcript("red")))), said(speaker.heard(Committed(1, 500, 1000)))]
+    answers.append(said(speaker.heard(UtteranceFailed(1, JobFailed("no memory")))))
+    assert [[answer.get("text", answer["type"]) for answer in each] for each in answers] == [
+        ["red", "", ""], [], ["error", ""],
+    ]  # fmt: skip
+
+
+def test_what_is_left_of_an_utterance_that_has_failed_is_one_of_its_own() -> None:
+    speaker = dialect()
+    speaker.receive(APPEND)
+    heard = [Committed(0, 0, 450), UtteranceFailed(0, JobFailed("no memory"))]
+    assert [event["type"] for told in heard for event in said(speaker.heard(told))] == ["error"]
+    assert kinds(speaker.receive(END)) == ["Clear", "transcription.done"]
+
+
 def test_what_newer_clients_ask_for_is_done_and_told() -> None:
     speaker = VLLMDialect(TERMS)
     words = {"hotwords": "Lotti,macOS", "prompt": "Spoken by Ada."}
