@@ -23,6 +23,7 @@ from api.realtime_mistral import MistralDialect
 from config import Settings
 from live_sessions import LiveSessions
 from metrics import Metrics
+from model_table import DEMO
 from tests.dialects import TERMS, audio, find
 from tests.listening import OneModel, until
 from transcriber import Transcriber
@@ -43,7 +44,8 @@ class Loading(OneModel):
 
 def service(live: object) -> SimpleNamespace:
     secrets = SimpleNamespace(session=lambda key: None)
-    return SimpleNamespace(settings=Settings(), live=live, live_model=find, model=lambda name: name, secrets=secrets)
+    model = SimpleNamespace(spec=DEMO)
+    return SimpleNamespace(settings=Settings(), live=live, live_model=find, model=lambda name: model, secrets=secrets)
 
 
 @asynccontextmanager
