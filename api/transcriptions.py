@@ -13,7 +13,7 @@ from starlette.responses import Response
 import languages
 from api import fields
 from api.dialects import speaks_mistral
-from api.errors import ApiError, invalid, unsupported
+from api.errors import ApiError, describe, invalid, unsupported
 from api.formats import FORMATS, Shape, Task
 from api.keywords import keywords_of, listed_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
@@ -22,7 +22,7 @@ from api.service import AdmittedRoute, service_of
 from api.times import Granularity
 from api.transcription_wire import mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
-from engine.core import PromptTooLong, Sampling
+from engine.core import PromptInvalid, PromptTooLong, Sampling
 from instructions import prompted_transcription, translation
 from transcriber import TranscriptionRequest
 from transcript import Conversation, fold
@@ -151,8 +151,8 @@ async def answer_audio(request: Request, task: Task) -> Response:
         file = await service.recording(values)
     try:
         transcription = await service.open(request, model, call.request, file)
-    except PromptTooLong as error:
-        raise ApiError(400, str(error), param="prompt", code="context_length_exceeded") from None
+    except (PromptInvalid, PromptTooLong) as error:
+        raise ApiError(400, str(error), param="prompt", code=describe(error).code) from None
     events, close, progress = transcription.events(), transcription.close, transcription.progress
     if not call.stream:
         shape = replace(call.shape, subtitles=service.subtitle_limits)

@@ -178,8 +178,8 @@ class Client:
                 yield event["text"]
             elif event["type"] == "transcription.done":
                 done = True
-                if event["finish_reason"] == "length":
-                    self._warn(f"{name}: the text may be cut short, its longest allowed length was reached")
+                for warning in event["warnings"]:
+                    self._warn(f"{name}: {warning['start']:.1f} to {warning['end']:.1f} s: {warning['message']}")
         if not done:
             raise self.broken()
         yield "\n"

@@ -461,7 +461,7 @@ def event(**payload: object) -> bytes:
 
 
 HELLO = event(type="transcription.text.delta", text="hello")
-DONE = event(type="transcription.done", finish_reason="stop")
+DONE = event(type="transcription.done", warnings=[])
 
 
 def stream(*events: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -502,6 +502,14 @@ def test_a_busy_server_is_asked_again_with_the_whole_recording_and_the_key() -> 
         assert all(SHORT.data in body for body in server.bodies)
     assert (result.exit_code, result.stdout) == (0, "hello\n")
     assert "the server is busy, next try in 1 s" in result.stderr
+
+
+def test_where_words_may_be_missing_is_told_beside_the_text() -> None:
+    warning = {"code": "audio_incomplete", "message": "Words may be missing.", "start": 14.0, "end": 16.04}
+    with Scripted(stream(HELLO, event(type="transcription.done", warnings=[warning]))) as server:
+        result = called(server.url, "transcribe", str(SHORT.path))
+    assert (result.exit_code, result.stdout) == (0, "hello\n")
+    assert f"{SHORT.path}: 14.0 to 16.0 s: Words may be missing." in result.stderr
 
 
 @pytest.mark.parametrize(
