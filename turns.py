@@ -9,8 +9,8 @@ from typing import Literal
 from voice_activity import FRAME, HYSTERESIS, LEAST_RELEASE, SAMPLE_RATE
 
 Eagerness = Literal["low", "medium", "high", "auto"]
-# Milliseconds of silence that end a turn: behind the end of a sentence, and anywhere else. OpenAI tells of the second
-# only that it is at most 8, 4 and 2 seconds.
+# Milliseconds of silence that end a turn: behind the end of a sentence, as soon as there is text to tell, and anywhere
+# else. OpenAI tells of the second only that it is at most 8, 4 and 2 seconds.
 PAUSES_MS: dict[Eagerness, tuple[float, float]] = {
     "low": (800, 4000),
     "medium": (500, 2000),

@@ -27,7 +27,7 @@ from live import (
 from tests.listening import SILENCE, Desk, ears, hear, of, told, until
 from tests.scripted import WORDS, spoken, words_in
 from tests.speech import SAMPLE_RATE
-from turns import TurnDetection
+from turns import Eagerness, TurnDetection
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("ears")]
 _ = ears
@@ -168,21 +168,22 @@ async def test_a_flush_writes_what_is_pending_and_the_utterance_goes_on() -> Non
         await session.close()
 
 
-async def test_a_sentence_that_has_ended_ends_a_semantic_turn_sooner() -> None:
-    waits = {}
-    for end in (".", ""):
+@pytest.mark.parametrize(("eagerness", "after_sentence", "elsewhere"), [
+    ("low", 1100, 4000), ("medium", 1100, 2000), ("high", 1000, 1000),
+])  # fmt: skip
+async def test_a_sentence_that_has_ended_ends_a_semantic_turn_sooner_but_not_before_there_is_text(
+    eagerness: Eagerness, after_sentence: int, elsewhere: int
+) -> None:
+    for end, silence in ((".", after_sentence), ("", elsewhere)):
         async with Desk(script=lambda job, end=end: " ".join(words_in(job.audio[0])) + end) as desk:
-            session = await desk.open(turn_detection=TurnDetection("semantic_vad", eagerness="low"))
-            reading = asyncio.create_task(told(session))
+            session = await desk.open(turn_detection=TurnDetection("semantic_vad", eagerness=eagerness))
             await hear(session, spoken(WORDS[:2]))
-            for _ in range(60):
-                await hear(session, SILENCE[:1600])
-                await asyncio.sleep(0.01)
+            for _ in range(50):
+                await session.feed(SILENCE[:1600])
+                await until(lambda: session.behind == 0)
             await session.close()
-            stopped = of(await reading, SpeechStopped)
-            waits[end] = stopped[0].ms - 1700
-    assert 1000 <= waits["."] < 3000
-    assert 3950 <= waits[""] < 4100
+            (stopped,) = of(await told(session), SpeechStopped)
+            assert stopped.ms - 1700 == pytest.approx(silence, abs=50), end
 
 
 async def test_an_update_holds_for_the_next_utterance() -> None:
