@@ -18,7 +18,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from timeline import TOLD_GAP, Timeline, declared_end
+from timeline import TOLD_GAP, Timeline, cut_off, declared_end
 from transcript import Gap
 
 SAMPLE_RATE = 16_000  # Hz, what Voxtral's encoder was trained on
@@ -142,6 +142,8 @@ class AudioFile:
         if self.decoded < SHORTEST_SECONDS * SAMPLE_RATE:
             raise too_short(self.decoded / SAMPLE_RATE)
         end, declared = self.decoded / SAMPLE_RATE, declared_end(self._container, self._stream)
+        if declared and self._container.format.name == "wav":
+            declared += cut_off(self._file, self._stream)
         if declared and declared - end >= TOLD_GAP:
             self._timeline.add_gap(end, declared)
 

@@ -6,6 +6,9 @@ not recorded, a part that is damaged. This module says how long that is, so that
 
 from __future__ import annotations
 
+import os
+from typing import BinaryIO
+
 import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
@@ -18,6 +21,7 @@ TOLD_GAP = 1.0  # seconds; encoders leave out shorter ones where nobody speaks
 LONGEST_JUMP = 10.0  # seconds; FFmpeg's own limit, beyond which times of a broadcast belong to another clock
 BROADCASTS = ("mpeg", "mpegts")
 # Without a header that says how long they are. FFmpeg guesses, by the bit rate or the last time that it finds.
+UNKNOWN_SIZE = 0x7FFF0000  # bytes; from there on a WAV header was written before anybody knew
 UNDECLARED = ("aac", "amr", "ogg", *BROADCASTS)
 
 
@@ -62,3 +66,14 @@ def declared_end(container: InputContainer, stream: AudioStream) -> float | None
         return float(stream.duration * stream.time_base)
     alone = len(container.streams) == 1
     return container.duration / av.time_base if container.duration and alone else None
+
+
+def cut_off(wav: BinaryIO, stream: AudioStream) -> float:
+    """Seconds that a WAV file lacks of what its header says, where FFmpeg goes by the size of the file."""
+    wav.seek(0)
+    head = wav.read(8)
+    declared = int.from_bytes(head[4:], "little") + 8
+    lacking = declared - wav.seek(0, os.SEEK_END)
+    bit_rate = stream.codec_context.bit_rate
+    is_known = head.startswith(b"RIFF") and declared < UNKNOWN_SIZE
+    return lacking * 8 / bit_rate if is_known and bit_rate and lacking > 0 else 0.0

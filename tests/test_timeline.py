@@ -85,13 +85,20 @@ def test_a_broadcast_counts_from_its_first_frame_and_may_change_its_clock() -> N
     assert [round(gap.end_ms - gap.start_ms, -2) for gap in gaps] == [2000]
 
 
-@pytest.mark.parametrize(("container", "codec"), [("mp3", "libmp3lame"), ("webm", "libopus"), ("au", "pcm_s16be")])
+@pytest.mark.parametrize(("container", "codec"), [("mp3", "libmp3lame"), ("webm", "libopus"), ("wav", "pcm_s16le")])
 def test_a_file_that_was_cut_lacks_what_its_header_promises(container: str, codec: str) -> None:
     whole = encode(TONE, container, codec)
     assert decoded(whole)[1] == ()
     samples, (gap,) = decoded(whole[: len(whole) // 2])
     assert gap.start_ms == pytest.approx(1000 * len(samples) / SAMPLE_RATE, abs=1)
     assert gap.end_ms == pytest.approx(4000, abs=50)
+
+
+def test_a_wav_header_that_was_written_before_its_size_was_known_promises_nothing() -> None:
+    data = bytearray(encode(TONE, "wav", "pcm_s16le"))
+    for unknown in (0, 0x7FFFF024, 0xFFFFFFFF):
+        data[4:8] = unknown.to_bytes(4, "little")
+        assert decoded(bytes(data))[1] == ()
 
 
 def test_words_behind_a_damaged_part_keep_their_times_and_a_warning_names_it(server: Server) -> None:
