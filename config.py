@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 ROOT = Path(__file__).resolve().parent
 DEMO_MODEL = ROOT / "demo_model"
+DEMO_REALTIME = ROOT / "demo_realtime"
 DEMO_ALIGNER = ROOT / "demo_aligner"
 # A name of two labels at least, so that neither `*` nor `*.org` lets a server fetch from anywhere.
 HOST_NAME = re.compile(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+(:\d{1,5})?", re.IGNORECASE)

@@ -28,12 +28,12 @@ from api.remote import RemoteAudio
 from api.service import Service
 from api.uploads import BodyLimit
 from client_secrets import ClientSecrets
-from config import DEMO_MODEL, ConfigError, Settings, load_settings
+from config import DEMO_MODEL, DEMO_REALTIME, ConfigError, Settings, load_settings
 from live_sessions import LiveSessions
 from metrics import Gauges, Metrics
 from model_manager import ModelManager, ModelUnavailable, until_finished
 from model_store import LAYOUTS, missing_files, valid_repository
-from model_table import ModelSpec, aligner_spec, model_spec
+from model_table import DEMOS, ModelSpec, aligner_spec, model_spec
 from responder import Responder
 from transcriber import Transcriber
 
@@ -43,7 +43,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("voxtral")
 
 # The demo model loses its place in long pieces; see its README. It is too small to gain by quantization.
-DEMO_DEFAULTS = {"audio_chunk_size_seconds": 15, "voxtral_quantization": "none"}
+DEMO_DEFAULTS = {
+    "audio_chunk_size_seconds": 15,
+    "voxtral_quantization": "none",
+    "model_aliases": {name: str(DEMO_REALTIME) for name in DEMOS[1].names},
+}
 SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 SOCKETS = {
     "ws_max_size": MOST_MESSAGE_BYTES,
@@ -209,7 +213,7 @@ def listen(settings: Settings) -> socket.socket:
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="start_server.sh", description="Serve Voxtral speech-to-text.")
-    parser.add_argument("--demo", action="store_true", help="serve the small bundled model, which knows 111 words")
+    parser.add_argument("--demo", action="store_true", help="serve the small bundled models, which know 111 words")
     parser.add_argument("--no-download", action="store_true", help="fetch no model unless a client asks for one")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", help="port to listen on")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from config import DEMO_MODEL
+from config import DEMO_MODEL, DEMO_REALTIME
 
 CONTEXT_LENGTH = 32_768  # tokens that every Voxtral is published with; a loaded model may have fewer
 LANGUAGES = ("en", "es", "fr", "pt", "hi", "de", "nl", "it", "ar")
@@ -58,15 +58,19 @@ MODELS = (
         languages=REALTIME_LANGUAGES,
     ),
 )  # fmt: skip
-# The demo answers to Voxtral Mini's names too, so that a client can be tried before 9.4 GB are fetched.
-DEMO = ModelSpec("voxtral-demo", "", "", 1_795_219_200, MODELS[0].names, languages=("en",), folder=DEMO_MODEL)
+# The demos answer to the names of what they stand for, so that a client can be tried before 9 GB are fetched.
+DEMOS = (
+    ModelSpec("voxtral-demo", "", "", 1_795_219_200, MODELS[0].names, languages=("en",), folder=DEMO_MODEL),
+    ModelSpec("voxtral-demo-realtime", "", "", 1_795_219_200, MODELS[2].names, languages=("en",), folder=DEMO_REALTIME),
+)
 
 
 def model_spec(model_id: str, revision: str | None = None) -> ModelSpec:
     """The spec that a name means: a known model, a folder, or any other Hub repository."""
     folder = Path(os.path.expanduser(model_id))  # noqa: PTH111 - leaves the `~` of a user that there is not
-    if folder == DEMO_MODEL:
-        return DEMO
+    for demo in DEMOS:
+        if folder.absolute() == demo.folder:
+            return demo
     if folder.is_dir():
         return ModelSpec(folder.name, "", "", int(folder.stat().st_mtime), folder=folder)
     for spec in MODELS:

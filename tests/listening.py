@@ -20,7 +20,7 @@ from engine.worker import Worker
 from live import LiveEvent, LiveRequest, LiveSession
 from live_sessions import LiveSessions
 from metrics import Metrics
-from model_table import DEMO
+from model_table import DEMOS
 from tests.scripted import WORDS, ScriptedBackend, tokenizer, words_in
 from tests.speech import SAMPLE_RATE
 from transcriber import Transcriber
@@ -84,7 +84,7 @@ class Desk:
         self.backend = None if worker else ScriptedBackend(script or (lambda job: " ".join(words_in(job.audio[0]))))
         self.worker = worker or Worker(self.backend)
         self.models, self.metrics = OneModel(self.worker), Metrics()
-        self.model = SimpleNamespace(spec=DEMO)
+        self.model = SimpleNamespace(spec=DEMOS[0])
         settings = Settings(chunk_store_mb=0, **given)
         self.live = LiveSessions(Transcriber(settings, self.models, self.metrics))
 

@@ -52,7 +52,11 @@ class Server:
         assert found, f"the server did not start: {line!r}"
         self.url = found[1]
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        self.wait_until(lambda health: health["model_loaded"] or not self._wait_for_model)
+        try:
+            self.wait_until(lambda health: health["model_loaded"] or not self._wait_for_model)
+        except BaseException:
+            self.__exit__()  # or what is left of it would fail another test
+            raise
         return self
 
     def __exit__(self, *details: object) -> None:

@@ -13,6 +13,7 @@ from bench import (
     accuracy,
     alignment,
     checkpoint,
+    endless,
     gpu,
     latency,
     linear,
@@ -68,6 +69,13 @@ def test_live_has_the_lag_of_every_turn(server: Server) -> None:
     ((sessions, turns, *lags),) = rows(asyncio.run(live.measure(args)))
     assert (sessions, int(turns) >= 2) == ("2", True)
     assert all(float(lag) > 0 for lag in lags)
+
+
+def test_endless_has_what_was_wrong_in_each_stretch(server: Server) -> None:
+    args = endless.arguments().parse_args([server.url, "--minutes", "1"])
+    ((minutes, words, wrong, *_),) = rows(asyncio.run(endless.measure(args)))
+    assert (minutes, int(words) > 50) == ("1", True)
+    assert float(wrong) < 6
 
 
 def test_a_refused_request_ends_the_bench_and_says_why(server: Server) -> None:

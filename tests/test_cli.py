@@ -377,7 +377,7 @@ def test_utterances_are_stretches_of_the_sound_and_hold_all_that_is_loud(
 
 
 def test_models_and_health_are_told_in_lines(server: Server) -> None:
-    (row,) = called(server.url, "models").stdout.splitlines()
+    row, _ = called(server.url, "models").stdout.splitlines()
     assert row.split()[:2] == ["voxtral-demo", "loaded"]
     assert "whisper-1" in row.split()
     health = called(f"{server.url}/v1/", "health")

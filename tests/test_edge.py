@@ -53,7 +53,7 @@ def test_with_keys_set_only_those_who_have_one_are_answered(guarded: Server) -> 
     assert guarded.client.get("/metrics").status_code == 401
     assert guarded.client.get("/v1/models", headers={"Authorization": "bearer first-key"}).status_code == 200
     for key in ("first-key", "second-key"):
-        assert models(key) == ["voxtral-demo"]
+        assert models(key) == ["voxtral-demo", "voxtral-demo-realtime"]
     assert guarded.client.get("/health").status_code == 200
     assert guarded.client.get("/ready").status_code == 200
 

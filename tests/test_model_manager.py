@@ -17,7 +17,7 @@ from engine.backends.voxtral import VoxtralBackend
 from main import create_app
 from model_manager import ModelManager, ModelUnavailable
 from model_store import DownloadFailed, ModelStore, missing_files
-from model_table import DEMO, MODELS, model_spec
+from model_table import DEMOS, MODELS, model_spec
 from tests.hub import COMMIT, Hub
 from tests.scripted import ScriptedBackend
 from tests.serving import Server
@@ -231,7 +231,7 @@ def test_known_models_have_a_pinned_revision_and_find_it_by_alias() -> None:
     assert model_spec("voxtral-mini", None) == MODELS[0]
     assert model_spec(MODELS[0].id, "abc").revision == "abc"
     assert model_spec("someone/model", None).revision == "main"
-    assert model_spec(str(DEMO_MODEL), None) == DEMO
+    assert model_spec(str(DEMO_MODEL), None) == DEMOS[0]
 
 
 def test_an_interrupted_download_is_not_a_model(tmp_path: Path) -> None:

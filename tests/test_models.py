@@ -18,6 +18,7 @@ from tests.hub import OTHER_COMMIT, Hub
 from tests.serving import Server, run_cli
 from tests.speech import assert_heard, clip
 
+DEMOS = ["voxtral-demo", "voxtral-demo-realtime"]
 REPOSITORY = "someone/voxtral-copy"
 
 
@@ -83,11 +84,11 @@ def test_a_pulled_model_is_listed_and_transcribes_and_can_be_deleted(demo: Serve
     assert lines[-1]["status"] == "success"
     assert lines[-1]["completed"] == lines[-1]["total"] > 10_000_000
     with OpenAI(base_url=f"{demo.url}/v1", api_key="none") as client:
-        assert [model.id for model in client.models.list()] == ["voxtral-demo", REPOSITORY]
+        assert [model.id for model in client.models.list()] == [*DEMOS, REPOSITORY]
         assert_heard(clip("voice_en-us").words, transcribe(demo, REPOSITORY).json()["text"])
         assert demo.health()["models_loaded"] == ["voxtral-demo", REPOSITORY]
         assert client.models.delete(REPOSITORY).deleted
-        assert [model.id for model in client.models.list()] == ["voxtral-demo"]
+        assert [model.id for model in client.models.list()] == DEMOS
         with pytest.raises(NotFoundError):
             client.models.retrieve(REPOSITORY)
 
@@ -154,8 +155,8 @@ def test_the_command_line_pulls_and_lists_models_and_tells_what_cannot_be_pulled
     pulled = run_cli(demo.url, "pull", REPOSITORY)
     assert (pulled.returncode, pulled.stdout, pulled.stderr) == (0, "", "")
     rows = [row.split() for row in run_cli(demo.url, "models").stdout.splitlines()]
-    assert [row[0] for row in rows] == ["voxtral-demo", REPOSITORY]
-    assert rows[1][1:] == ["on", "disk"]
+    assert [row[0] for row in rows] == [*DEMOS, REPOSITORY]
+    assert rows[2][1:] == ["on", "disk"]
     refused = run_cli(demo.url, "pull", "someone/nothing")
     assert refused.returncode == 1
     assert refused.stderr.startswith("voxtral: The Hub has no model someone/nothing")

@@ -23,7 +23,7 @@ from api.realtime_mistral import MistralDialect
 from config import Settings
 from live_sessions import LiveSessions
 from metrics import Metrics
-from model_table import DEMO
+from model_table import DEMOS
 from tests.dialects import TERMS, audio, find
 from tests.listening import OneModel, until
 from transcriber import Transcriber
@@ -44,7 +44,7 @@ class Loading(OneModel):
 
 def service(live: object) -> SimpleNamespace:
     secrets = SimpleNamespace(session=lambda key: None)
-    model = SimpleNamespace(spec=DEMO)
+    model = SimpleNamespace(spec=DEMOS[0])
     return SimpleNamespace(settings=Settings(), live=live, live_model=find, model=lambda name: model, secrets=secrets)
 
 
