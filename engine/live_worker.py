@@ -31,6 +31,9 @@ from engine.scheduler import Scheduler, Size
 
 log = logging.getLogger("voxtral.engine")
 
+# Steps that a stream may take on in a tick, however many streams there are. Where they fall behind, what each of them
+# costs beside its positions is shared by as many steps.
+LEAST_PORTION = 4
 IDLE_SECONDS = 30.0  # after which memory that only streams need is given back
 
 
@@ -197,7 +200,7 @@ class LiveWorker:
 
     def _hear(self, due: list[Listener]) -> None:
         batching = self.backend.batching
-        soon, most = batching.read // len(due), max(1, batching.heard // len(due))
+        soon, most = batching.read // len(due), max(LEAST_PORTION, batching.heard // len(due))
         hungry = [listener for listener in due if listener.audible and len(listener.model.audio) <= soon]
 
         def hear(some: Sequence[Listener]) -> None:
@@ -209,7 +212,7 @@ class LiveWorker:
         self._together(hungry, hear)
 
     def _read(self, due: list[Listener]) -> None:
-        most = max(1, self.backend.batching.read // max(1, len(due)))
+        most = max(LEAST_PORTION, self.backend.batching.read // max(1, len(due)))
         plans = {listener: listener.plan(most, self._guesses) for listener in due}
         logits: dict[Listener, torch.Tensor] = {}
 

@@ -18,7 +18,7 @@ from engine import live_worker
 from engine.backends.voxtral_realtime import ON_CPU
 from engine.core import EngineStopped, Job, JobFailed, PromptInvalid, Sampling, Token
 from engine.live import Flushed, LiveOptions, LiveStream, LiveToken
-from engine.live_worker import LiveWorker
+from engine.live_worker import LEAST_PORTION, LiveWorker
 from engine.realtime_tokenizer import RealtimeTokenizer
 from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Limits
@@ -192,6 +192,19 @@ async def test_alternatives_come_with_their_probabilities(tokenizer: RealtimeTok
     assert [token_id for token_id, _ in token.top] == [alpha, bravo]
     assert token.top[0] == (token.id, pytest.approx(token.logprob))
     assert token.top[1][1] == pytest.approx(token.logprob - 1, abs=1e-4)
+
+
+async def test_sessions_that_fall_behind_take_several_steps_in_a_tick_however_many_they_are(
+    tokenizer: RealtimeTokenizer,
+) -> None:
+    with running(tokenizer, []) as worker:
+        streams = [worker.open(LiveOptions()) for _ in range(20)]
+        for stream in streams:
+            stream.feed(silence(40))
+            stream.finish()
+        for stream in streams:
+            assert [item async for item in stream] == []
+        assert worker.backend.portions.count(LEAST_PORTION) > 100
 
 
 async def test_a_session_waits_for_its_interval_but_not_with_a_flush(tokenizer: RealtimeTokenizer) -> None:
