@@ -14,6 +14,7 @@ import httpx
 from config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+DEMOS = ["voxtral-demo", "voxtral-demo-realtime"]  # that `--demo` serves
 LISTENS = re.compile(r"listens on (http://\S+)")
 OWN_VARIABLES = {name.upper() for name in Settings.model_fields}
 

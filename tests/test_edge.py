@@ -19,7 +19,7 @@ from openai import AuthenticationError, OpenAI
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.edge import SocketKey
-from tests.serving import ROOT, Server, clean_environment
+from tests.serving import DEMOS, ROOT, Server, clean_environment
 from tests.sockets import Socket, socket
 from tests.speech import clip
 
@@ -53,7 +53,7 @@ def test_with_keys_set_only_those_who_have_one_are_answered(guarded: Server) -> 
     assert guarded.client.get("/metrics").status_code == 401
     assert guarded.client.get("/v1/models", headers={"Authorization": "bearer first-key"}).status_code == 200
     for key in ("first-key", "second-key"):
-        assert models(key) == ["voxtral-demo", "voxtral-demo-realtime"]
+        assert models(key) == DEMOS
     assert guarded.client.get("/health").status_code == 200
     assert guarded.client.get("/ready").status_code == 200
 

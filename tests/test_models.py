@@ -15,10 +15,9 @@ from openai import NotFoundError, OpenAI
 
 from config import DEMO_ALIGNER, DEMO_MODEL
 from tests.hub import OTHER_COMMIT, Hub
-from tests.serving import Server, run_cli
+from tests.serving import DEMOS, Server, run_cli
 from tests.speech import assert_heard, clip
 
-DEMOS = ["voxtral-demo", "voxtral-demo-realtime"]
 REPOSITORY = "someone/voxtral-copy"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.outside import Results, litellm_command, results
-from tests.serving import Server
+from tests.serving import DEMOS, Server
 from tests.speech import assert_heard, clip
 
 pytestmark = pytest.mark.client("LiteLLM")
@@ -63,7 +63,7 @@ def test_a_schema_is_kept(driven: Results) -> None:
 
 
 def test_models_are_listed(driven: Results) -> None:
-    assert driven["models"] == ["voxtral-demo"]
+    assert driven["models"] == DEMOS
 
 
 @pytest.mark.parametrize("step", ["refused", "refused_chat"])

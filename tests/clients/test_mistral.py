@@ -9,7 +9,7 @@ import pytest
 from mistralai.client import Mistral
 from mistralai.client.errors import SDKError
 
-from tests.serving import Server
+from tests.serving import DEMOS, Server
 from tests.speech import assert_heard, clip
 
 pytestmark = pytest.mark.client("mistralai (Python)")
@@ -85,6 +85,6 @@ def test_a_chat_hears_audio_as_mistral_sends_it(client: Mistral) -> None:
 
 
 def test_models_are_listed_and_found_by_alias(client: Mistral) -> None:
-    assert [model.id for model in client.models.list().data] == ["voxtral-demo"]
+    assert [model.id for model in client.models.list().data] == DEMOS
     found = client.models.retrieve(model_id=MODEL)
     assert found.capabilities.audio_transcription

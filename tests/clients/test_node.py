@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.clients.outside import NODE, Results, node_command, results
-from tests.serving import Server
+from tests.serving import DEMOS, Server
 from tests.speech import assert_heard, clip
 
 WORDS = clip("voice_en-us").words
@@ -100,7 +100,7 @@ def test_openai_gets_a_tool_called(openai: Results, step: str) -> None:
 
 @with_openai
 def test_openai_lists_models_and_finds_one_with_a_slash_in_its_name(openai: Results) -> None:
-    assert [model["id"] for model in openai["models"]] == ["voxtral-demo"]
+    assert [model["id"] for model in openai["models"]] == DEMOS
     assert openai["model"]["id"] == "mistralai/Voxtral-Mini-3B-2507"
 
 
@@ -160,7 +160,7 @@ def test_mistral_hears_audio_in_a_chat_and_streams_it(mistral: Results) -> None:
 
 @with_mistral
 def test_mistral_lists_models_and_finds_one_by_its_alias(mistral: Results) -> None:
-    assert [model["id"] for model in mistral["models"]] == ["voxtral-demo"]
+    assert [model["id"] for model in mistral["models"]] == DEMOS
     assert mistral["model"]["capabilities"]["audioTranscription"] is True
 
 
