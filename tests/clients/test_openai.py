@@ -6,12 +6,13 @@ import asyncio
 import base64
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
 from tests.serving import Server
-from tests.speech import assert_heard, clip, clips_of, encode, word_error_rate
+from tests.speech import Clip, assert_heard, clip, clips_of, encode, word_error_rate
 
 pytestmark = pytest.mark.client("openai (Python)")
 MODEL = "whisper-1"
@@ -24,16 +25,14 @@ def client(server: Server) -> openai.OpenAI:
 
 
 def test_every_clip_is_heard(client: openai.OpenAI) -> None:
-    pairs, unheard = [], []
-    for spoken in clips_of("trained voice", "loudness", "short", "long pauses", "half a minute", "a full chunk"):
+    def hear(spoken: Clip) -> tuple[str, str]:
         with spoken.path.open("rb") as file:
-            text = client.audio.transcriptions.create(model=MODEL, file=file, language="en").text
-        pairs.append((spoken.words, text))
-    for spoken in clips_of("unheard voice"):
-        text = client.audio.transcriptions.create(model=MODEL, file=spoken.path, language="en").text
-        unheard.append((spoken.words, text))
-    assert word_error_rate(pairs) <= 0.03
-    assert word_error_rate(unheard) <= 0.10
+            return spoken.words, client.audio.transcriptions.create(model=MODEL, file=file, language="en").text
+
+    known = clips_of("trained voice", "loudness", "short", "long pauses", "half a minute", "a full chunk")
+    with ThreadPoolExecutor(8) as threads:
+        assert word_error_rate([*threads.map(hear, known)]) <= 0.03
+        assert word_error_rate([*threads.map(hear, clips_of("unheard voice"))]) <= 0.10
 
 
 @pytest.mark.parametrize("spoken", clips_of("no speech"), ids=lambda c: c.file)
