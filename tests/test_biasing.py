@@ -135,7 +135,7 @@ def test_the_expected_spelling_of_a_sound_wins_among_500_words(server: Server, s
 
 
 def test_500_words_that_nobody_says_make_no_word_wrong(server: Server) -> None:
-    clips = [c for c in ALL_CLIPS if c.kind != "sound-alike" and c.seconds < 20]
+    clips = [c for c in ALL_CLIPS if c.kind != "sound-alike" and c.seconds < 20][::2]
 
     def errors(**fields: Any) -> int:
         with ThreadPoolExecutor(8) as threads:

@@ -129,6 +129,15 @@ async def test_a_model_whose_thread_died_is_unloaded_before_it_is_loaded_again(m
 
 
 @pytest.mark.anyio
+async def test_a_model_larger_than_the_memory_for_models_is_a_failed_load() -> None:
+    manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL), model_memory_gb=0.001))
+    with pytest.raises(ModelUnavailable, match=r"MODEL_MEMORY_GB is 0\.001") as caught:
+        await manager.worker(manager.default)
+    assert (caught.value.reason, manager.default.state) == ("failed", "failed")
+    assert "MODEL_MEMORY_GB" in manager.default.error
+
+
+@pytest.mark.anyio
 async def test_a_setting_that_the_machine_cannot_meet_is_a_failed_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_gpu(*_: object) -> int:
         raise ValueError("VOXTRAL_DEVICE=cuda, but this machine has none.")
@@ -181,6 +190,28 @@ async def test_a_model_that_is_loading_or_not_on_disk_cannot_be_deleted(
     await models.close()
 
 
+async def unloaded(model: model_manager.Model) -> None:
+    async with asyncio.timeout(30):
+        while model.loaded:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_a_model_nobody_uses_gives_way_under_memory_pressure_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_manager, "HOUSEKEEPING_SECONDS", 0.01)
+    manager = ModelManager(Settings(voxtral_model_id=str(DEMO_MODEL), memory_reserve_gb=1_000_000))
+    keeping = asyncio.create_task(manager.keep_house())
+    for _ in range(2):
+        assert (await manager.worker(manager.default)).alive
+        await unloaded(manager.default)
+        assert manager.default.state == "on_disk"
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await manager.close()
+
+
 @pytest.mark.anyio
 async def test_housekeeping_survives_what_nobody_foresaw(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -199,9 +230,7 @@ async def test_housekeeping_survives_what_nobody_foresaw(
 
     monkeypatch.setattr(worker.backend, "free_memory", fail_once)
     keeping = asyncio.create_task(manager.keep_house())
-    async with asyncio.timeout(30):
-        while manager.default.loaded:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
+    await unloaded(manager.default)
     assert "nobody foresaw it" in caplog.text
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)

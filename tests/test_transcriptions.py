@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -154,38 +155,45 @@ def test_bad_audio_is_refused_before_a_stream_begins(server: Server) -> None:
     assert_error(response, 400, "audio_unsupported", "file")
 
 
-def test_limits_on_bytes_and_seconds_hold() -> None:
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Server]:
+    """A server that takes little at a time, and hears it in short chunks."""
+    limits = {"MAX_AUDIO_SIZE_MB": "1", "MAX_AUDIO_DURATION_SECONDS": "40", "AUDIO_CHUNK_SIZE_SECONDS": "5"}
+    with Server("--demo", **limits) as running:
+        yield running
+
+
+def test_limits_on_bytes_and_seconds_hold(strict: Server) -> None:
     """For a file, for base64, and for a body that only grows; the last one must not be read to its end."""
-    with Server("--demo", MAX_AUDIO_SIZE_MB="1", MAX_AUDIO_DURATION_SECONDS="30") as server:
-        minute = wav(np.zeros(60 * 16_000, np.float32), subtype="PCM_U8")
-        assert_error(post(server, minute), 413, "audio_too_long", "file")
-        large = wav(np.zeros(20 * 48_000, np.float32), rate=48_000)
-        assert_error(post(server, large), 413, "audio_too_large", "file")
-        encoded = base64.b64encode(large).decode()
-        response = server.client.post(URL, json={"model": "whisper-1", "audio": encoded})
-        assert_error(response, 413, "audio_too_large", "audio")
+    minute = wav(np.zeros(60 * 16_000, np.float32), subtype="PCM_U8")
+    assert_error(post(strict, minute), 413, "audio_too_long", "file")
+    large = wav(np.zeros(20 * 48_000, np.float32), rate=48_000)
+    assert_error(post(strict, large), 413, "audio_too_large", "file")
+    encoded = base64.b64encode(large).decode()
+    response = strict.client.post(URL, json={"model": "whisper-1", "audio": encoded})
+    assert_error(response, 413, "audio_too_large", "audio")
 
-        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
-        connection.putrequest("POST", URL)
-        connection.putheader("Content-Length", "10000000000")
-        connection.endheaders()  # and not a byte of the body
-        assert connection.getresponse().status == 413
-        connection.close()
+    connection = http.client.HTTPConnection(strict.url.removeprefix("http://"), timeout=30)
+    connection.putrequest("POST", URL)
+    connection.putheader("Content-Length", "10000000000")
+    connection.endheaders()  # and not a byte of the body
+    assert connection.getresponse().status == 413
+    connection.close()
 
-        def endless() -> Any:
-            for _ in range(40):
-                yield b" " * 1_000_000
+    def endless() -> Any:
+        for _ in range(40):
+            yield b" " * 1_000_000
 
-        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
-        kind = {"Content-Type": "application/json"}
-        try:
-            connection.request("POST", URL, endless(), kind, encode_chunked=True)
-            status = connection.getresponse().status
-        except ConnectionError:
-            status = 413  # refused while the client still wrote, which cuts the connection
-        assert status == 413
-        connection.close()
-        assert server.wait_until(lambda health: health["requests"] == 0)
+    connection = http.client.HTTPConnection(strict.url.removeprefix("http://"), timeout=30)
+    kind = {"Content-Type": "application/json"}
+    try:
+        connection.request("POST", URL, endless(), kind, encode_chunked=True)
+        status = connection.getresponse().status
+    except ConnectionError:
+        status = 413  # refused while the client still wrote, which cuts the connection
+    assert status == 413
+    connection.close()
+    assert strict.wait_until(lambda health: health["requests"] == 0)
 
 
 def long_recording() -> tuple[bytes, str]:
@@ -262,26 +270,25 @@ def test_health_answers_while_the_model_works(server: Server) -> None:
     assert answered == 20
 
 
-def test_a_fault_in_the_middle_of_a_file_is_no_part_of_the_transcript() -> None:
+def test_a_fault_in_the_middle_of_a_file_is_no_part_of_the_transcript(strict: Server) -> None:
     """With chunks of 5 s the first ones are fine when the file turns out to be longer than allowed."""
     spoken = np.concatenate([clip("dense_0").samples(), clip("dense_1").samples()])
-    with Server("--demo", AUDIO_CHUNK_SIZE_SECONDS="5", MAX_AUDIO_DURATION_SECONDS="40") as server:
-        recording = browser_recording(spoken)
-        assert_error(post(server, recording), 413, "audio_too_long", "file")
-        events = []
-        with (
-            pytest.raises(httpx.RemoteProtocolError),
-            server.client.stream(
-                "POST", URL, files={"file": recording}, data={"model": "whisper-1", "stream": "true"}
-            ) as response,
-        ):
-            events.extend(
-                json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: ")
-            )
-        assert events[0]["type"] == "transcript.text.delta"
-        assert events[-1]["error"]["code"] == "audio_too_long"
-        assert not any("longer than" in event.get("delta", "") for event in events)
-        assert server.wait_until(lambda health: health["requests"] == 0)
+    recording = browser_recording(spoken)
+    assert_error(post(strict, recording), 413, "audio_too_long", "file")
+    events = []
+    with (
+        pytest.raises(httpx.RemoteProtocolError),
+        strict.client.stream(
+            "POST", URL, files={"file": recording}, data={"model": "whisper-1", "stream": "true"}
+        ) as response,
+    ):
+        events.extend(
+            json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: ")
+        )
+    assert events[0]["type"] == "transcript.text.delta"
+    assert events[-1]["error"]["code"] == "audio_too_long"
+    assert not any("longer than" in event.get("delta", "") for event in events)
+    assert strict.wait_until(lambda health: health["requests"] == 0)
 
 
 def test_one_request_too_many_is_told_to_come_back() -> None:
