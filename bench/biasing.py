@@ -2,8 +2,9 @@
 
     python -m bench.biasing [FOLDER] [--words 500] [--vocabulary 131072] [--rounds 200]
 
-The step is the model's in FOLDER with one row, by default the demo model's, which is the shortest there is. The part is
-what words to expect add to the choice of a token: where no word is near, as nearly always, and where one is raised.
+The step is the model's in FOLDER with one row and with eight, by default the demo model's, which is the shortest there
+is. The part is what words to expect in every row add to the choice of the tokens: where no word is near, as nearly
+always, and where one is raised.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from bench.peers import table
 from config import DEMO_MODEL
 from engine.backends import load_backend
 from engine.backends.base import Backend, LoadOptions
+from engine.biasing import KeywordTree
 from engine.core import Job, Sampling
-from engine.sampling import Sampler
+from engine.sampling import Sampler, choose_tokens
 
 SYLLABLES = "ka lo mi tar ven sho pra du fel gri ne os bra kin wol".split()
 
@@ -46,32 +48,36 @@ def microseconds(work: Callable[[], object], rounds: int) -> float:
     return median(times) * 1e6
 
 
-def step_microseconds(backend: Backend, rounds: int) -> float:
-    """A decode step after five seconds of silence, as long a context as any chunk has at least."""
+def step_microseconds(backend: Backend, batch: int, rounds: int) -> float:
+    """A decode step after five seconds of silence in each row, as long a context as any chunk has at least."""
     job = Job(backend.tokenizer.transcription_prompt("en"), (np.zeros(80_000, np.float32),), rounds + 1, Sampling())
-    backend.prefill([job], 0)
-    return microseconds(lambda: backend.decode([1000]), rounds)
+    backend.prefill([job] * batch, 0)
+    return microseconds(lambda: backend.decode([1000] * batch), rounds)
+
+
+def choice_microseconds(logits: torch.Tensor, keywords: KeywordTree | None, rounds: int) -> float:
+    samplers = [Sampler(Sampling(), 0, keywords=keywords) for _ in logits]
+    return microseconds(partial(choose_tokens, logits, samplers), rounds)
 
 
 def measure(folder: Path, count: int, vocabulary: int, rounds: int) -> str:
-    backend = load_backend("transformers", folder, LoadOptions("auto", "auto", 1, "none"))
+    backend = load_backend("transformers", folder, LoadOptions("auto", "auto", 8, "none"))
     tree = backend.tokenizer.keyword_tree(tuple(made_up_words(count, random.Random(0))))
     assert tree
     begins = np.flatnonzero(tree.borders.spaced)
     first = next(token for token in begins if token not in tree.spaced.children)
     near = next(iter(tree.spaced.children))
     size = max(vocabulary, backend.tokenizer.vocabulary_size)
-    plain, expecting = Sampler(Sampling(), 0), Sampler(Sampling(), 0, keywords=tree)
-    step, rows = step_microseconds(backend, rounds), []
-    for name, level in (("no word is near", -20.0), ("a word is near", -2.0)):
-        logits = torch.full((size,), -20.0)
-        logits[int(first)], logits[near] = 0.0, level
-        total = logits.logsumexp(-1)
-        without, cost = (microseconds(partial(sampler.choose, logits, total), rounds) for sampler in (plain, expecting))
-        cost -= without
-        rows.append((name, cost, step, f"{cost / step:.2%}"))
+    rows = []
+    for batch in (1, 8):
+        step = step_microseconds(backend, batch, rounds)
+        for name, level in (("no word is near", -20.0), ("a word is near", -2.0)):
+            logits = torch.full((batch, size), -20.0)
+            logits[:, int(first)], logits[:, near] = 0.0, level
+            without, cost = (choice_microseconds(logits, keywords, rounds) for keywords in (None, tree))
+            rows.append((batch, name, cost - without, step, f"{(cost - without) / (step + without):.2%}"))
     backend.close()
-    return table(("step where", "words, µs", "whole step, µs", "share"), rows)
+    return table(("rows", "where", "words, µs", "step, µs", "share"), rows)
 
 
 def main() -> None:

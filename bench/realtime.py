@@ -36,7 +36,7 @@ DELAY_MS = 480
 class DrawnText:
     """Stands for a Sampler: writes words of one and two tokens with marks before and pads between them."""
 
-    plain, sampling = False, Sampling()
+    plain, spells, sampling = False, False, Sampling()
 
     def __init__(self, backend: RealtimeBackend, pads: float) -> None:
         self._rng, self._pads, self._tokenizer = random.Random(0), pads, backend.tokenizer

@@ -71,23 +71,31 @@ class KeywordBias:
         self._begun: list[Node] = []  # after each word's beginning that the text ends with
         self._gap = True
 
-    def to_raise(self, logits: np.ndarray, total: float) -> np.ndarray:
-        """Ids of the tokens that get BOOST, from logits (vocabulary,) and their logsumexp. May name one twice."""
-        best = int(logits.argmax())
-        ids = self._candidates(best)
-        ids = ids[logits[ids] >= logits[best] - MARGIN]
-        pairs = np.exp(logits[ids] - total) + np.exp(logits[best] - total)
-        ids = ids[(ids == best) | (pairs >= ONLY_SPELLING)]
-        return ids if (ids != best).any() else NOTHING
-
-    def _candidates(self, best: int) -> np.ndarray:
-        """Tokens of expected words that could stand in the place of the likeliest token."""
+    def candidates(self, best: int) -> np.ndarray:
+        """Ids of tokens of expected words that could stand in the place of the likeliest one. May name one twice."""
         places = [node.ids for node in self._begun]
         if self._tree.borders.spaced[best]:
             places.append(self._tree.spaced.ids)
         elif self._gap and self._tree.borders.bare[best]:
             places.append(self._tree.bare.ids)
-        return np.concatenate([NOTHING, *places])
+        return np.concatenate(places) if places else NOTHING
+
+    @staticmethod
+    def raised(best: int, ids: np.ndarray, logits: np.ndarray, highest: float, total: float) -> np.ndarray:
+        """Bool (ids,): which candidates get BOOST, by their logits, that of the likeliest token, and the logsumexp of
+        all."""
+        near = logits >= highest - MARGIN
+        pairs = np.exp(logits - total) + np.exp(highest - total)
+        near &= (ids == best) | (pairs >= ONLY_SPELLING)
+        return near & (near & (ids != best)).any()
+
+    def spelled(self, best: int, ids: np.ndarray, logits: np.ndarray, highest: float, total: float) -> int:
+        """The token that is the likeliest when the candidates have been raised; arguments as of `raised`."""
+        raised = self.raised(best, ids, logits, highest, total)
+        if not raised.any() or (raised & (ids == best)).any():
+            return best
+        first = int(np.where(raised, logits, -np.inf).argmax())
+        return int(ids[first]) if logits[first] + BOOST > highest else best
 
     def accept(self, token: int) -> None:
         """The text went on with `token`."""

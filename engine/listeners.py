@@ -287,7 +287,7 @@ class JobListener(Listener):
 class AnswerSampler:
     """Stands for a Sampler where the text is there already: the model only says when each of its tokens comes."""
 
-    plain, sampling = False, Sampling()
+    plain, spells, sampling = False, False, Sampling()
 
     def __init__(self, answer: tuple[int, ...], tokenizer: RealtimeTokenizer) -> None:
         self._left, self._silent = deque(answer), [tokenizer.pad, tokenizer.word]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from engine.biasing import BOOST, KeywordBias, KeywordTree
+from engine.biasing import BOOST, MARGIN, NOTHING, KeywordBias, KeywordTree
 from engine.core import Sampling, Token
 
 COLDEST = 1e-5  # temperature below which the likeliest token has all the probability, and logits would overflow
@@ -56,15 +57,33 @@ class Sampler:
         """Whether this takes the likeliest token whatever came before, and tells of no other."""
         return self._asks_nothing and not self._keywords
 
+    @property
+    def spells(self) -> bool:
+        """Whether nothing but words to expect can turn this from the likeliest token."""
+        return self._asks_nothing and bool(self._keywords)
+
     def expect(self, keywords: KeywordTree | None, after: int | None) -> None:
         """Other keywords from here on; `after`: the text's last token, None at its beginning."""
         self._keywords = KeywordBias(keywords) if keywords else None
         if self._keywords and after is not None:
             self._keywords.accept(after)
 
+    def candidates(self, likeliest: int) -> np.ndarray:
+        """Ids of tokens that may be written in the place of the likeliest one, where this `spells`."""
+        return NOTHING if likeliest in self._silent else self._keywords.candidates(likeliest)
+
+    def spell(self, likeliest: int, ids: np.ndarray, logits: np.ndarray, highest: float, total: float) -> int:
+        """The likeliest token or one of its candidates `ids`, by their logits, the highest one and the logsumexp."""
+        return self._keywords.spelled(likeliest, ids, logits, highest, total)
+
+    def wrote(self, token: int) -> None:
+        """`token` was chosen by `spell`, or without it because no candidate came near."""
+        if token not in self._silent:
+            self._keywords.accept(token)
+
     def choose(self, logits: torch.Tensor, total: torch.Tensor | None = None) -> int:
         """A token id from logits (vocabulary,) on the CPU, and `total`, their logsumexp, where it is known already."""
-        if self._keywords and int(logits.argmax()) not in self._silent:  # else the doubt is whether there is text
+        if self._keywords:
             logits = self._expecting(self._keywords, logits, logits.logsumexp(-1) if total is None else total)
         token = self._draw(self._adjusted(logits))
         if token not in self._silent:
@@ -75,13 +94,16 @@ class Sampler:
             self._grammar.accept(token)
         return token
 
-    @staticmethod
-    def _expecting(keywords: KeywordBias, logits: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        ids = keywords.to_raise(logits.numpy(), float(total))
-        if not len(ids):
+    def _expecting(self, keywords: KeywordBias, logits: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        best = int(logits.argmax())
+        if best in self._silent:  # the doubt is whether there is text
+            return logits
+        ids, values = keywords.candidates(best), logits.numpy()
+        raised = keywords.raised(best, ids, values[ids], values[best], float(total))
+        if not raised.any():
             return logits
         logits = logits.clone()
-        logits[torch.from_numpy(ids)] += BOOST
+        logits[torch.from_numpy(ids[raised])] += BOOST
         return logits
 
     def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
@@ -135,28 +157,61 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
 def choose_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[Token | Exception]:
     """One token for each row of logits (rows, vocabulary), or what its sampler raised: its neighbours go on.
 
-    The likeliest are found where the logits are, and come to the CPU in one copy; there other choices are made.
+    The likeliest are found where the logits are, and come to the CPU in one copy, as do the candidates of samplers that
+    spell; other choices are made there, from whole rows.
     """
     logits = logits.float()
     likeliest, ids = logits.max(-1)
     totals = logits.logsumexp(-1)
     # One tensor, so that the device is waited for once: ids below 2^24 are whole numbers in float32, too.
-    found = torch.stack([ids.float(), likeliest - totals, totals]).T.cpu()
-    tokens: list[Token | Exception] = [Token(int(token), logprob) for token, logprob, _ in found.tolist()]
-    others = [row for row, sampler in enumerate(samplers) if not sampler.plain]
+    found = torch.stack([ids.float(), likeliest, totals]).T.cpu()
+    tokens: list[Token | Exception] = [Token(int(token), value - total) for token, value, total in found.tolist()]
+    spelling = [row for row, sampler in enumerate(samplers) if sampler.spells]
+    if spelling:
+        _spell(logits, found, samplers, spelling, tokens)
+    others = [row for row, sampler in enumerate(samplers) if not (sampler.plain or sampler.spells)]
     if others:
         for row, own in zip(others, logits[others].cpu(), strict=True):
-            tokens[row] = _token(own, found[row, 2], samplers[row])
+            tokens[row] = _attempt(_token, own, found[row, 2], samplers[row])
     return tokens
 
 
-def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token | Exception:
-    try:
-        chosen = sampler.choose(logits, total)
-    except Exception as error:  # noqa: BLE001 - a border of the worker: the wishes of one job may fail that job only
-        return error
+def _spell(
+    logits: torch.Tensor, found: torch.Tensor, samplers: list[Sampler], rows: list[int], tokens: list[Token | Exception]
+) -> None:
+    """Where candidates of `rows` come near the likeliest tokens, choose between them. Few ever do, so all are looked at
+    together. found (all rows, 3): the likeliest ids, their logits, the logsumexp."""
+    asked = [samplers[row].candidates(tokens[row].id) for row in rows]
+    at, ids = np.repeat(rows, [len(candidates) for candidates in asked]), np.concatenate(asked)
+    places = (torch.from_numpy(part).to(logits.device) for part in (at, ids))
+    values = logits[tuple(places)].cpu().numpy()
+    near = values >= found[:, 1].numpy()[at] - MARGIN
+    for row in np.unique(at[near]).tolist():
+        own = near & (at == row)
+        tokens[row] = _attempt(_spelled, samplers[row], ids[own], values[own], *found[row].tolist())
+    for row in rows:
+        if isinstance(token := tokens[row], Token):
+            samplers[row].wrote(token.id)
+
+
+def _spelled(
+    sampler: Sampler, ids: np.ndarray, logits: np.ndarray, likeliest: float, highest: float, total: float
+) -> Token:
+    token = sampler.spell(int(likeliest), ids, logits, highest, total)
+    return Token(token, (highest if token == likeliest else float(logits[ids == token][0])) - total)
+
+
+def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token:
+    chosen = sampler.choose(logits, total)
     top: tuple[tuple[int, float], ...] = ()
     if sampler.sampling.top_logprobs:
         values, ids = (logits - total).topk(sampler.sampling.top_logprobs)
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
     return Token(chosen, float(logits[chosen] - total), top)
+
+
+def _attempt(choose: Callable[..., Token], *arguments: Any) -> Token | Exception:
+    try:
+        return choose(*arguments)
+    except Exception as error:  # noqa: BLE001 - a border of the worker: the wishes of one job may fail that job only
+        return error

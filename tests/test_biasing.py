@@ -18,7 +18,7 @@ from api.keywords import LONGEST_KEYWORD, MOST_KEYWORDS, listed_words, required_
 from bench.biasing import made_up_words
 from engine.biasing import MARGIN, Borders, KeywordBias, KeywordTree
 from engine.core import Sampling
-from engine.sampling import Sampler
+from engine.sampling import Sampler, choose_tokens
 from tests.clients.test_lotti import SKILL_PROMPT
 from tests.serving import Server
 from tests.speech import ALL_CLIPS, SOUND_ALIKES, clip, word_errors
@@ -40,7 +40,9 @@ def raised(tree: KeywordTree, text: list[int], logits: list[float]) -> set[int]:
     for token in text:
         bias.accept(token)
     values = np.array(logits, np.float32)
-    return set(bias.to_raise(values, float(np.logaddexp.reduce(values))).tolist())
+    best, total = int(values.argmax()), float(np.logaddexp.reduce(values))
+    ids = bias.candidates(best)
+    return set(ids[bias.raised(best, ids, values[ids], values[best], total)].tolist())
 
 
 @given(WORDS, st.lists(TOKENS, max_size=8), TOKENS)
@@ -111,6 +113,22 @@ def test_a_sampler_takes_the_expected_spelling_and_is_else_as_before() -> None:
 
     assert tokens(None) == [3, 9, 4, END]
     assert tokens(tree) == [2, 6, 4, END]
+
+
+@given(WORDS, st.lists(st.lists(st.floats(-6, 0, width=16), min_size=10, max_size=10), min_size=1, max_size=12))
+def test_the_expected_spelling_is_the_same_where_only_candidates_are_looked_at(
+    words: list[tuple[int, ...]], steps: list[list[float]]
+) -> None:
+    """By `choose_tokens`, beside a row that looks at all logits because its temperature might matter."""
+    tree = KeywordTree(words, words, BORDERS)
+    spells = Sampler(Sampling(), END, keywords=tree, silent=frozenset({9}))
+    draws = Sampler(Sampling(temperature=1e-6), END, keywords=tree, silent=frozenset({9}))
+    assert spells.spells
+    assert not draws.spells
+    for logits in steps:
+        row = torch.tensor(logits) - 2.0 * torch.arange(10) / 10  # no two alike
+        one, other = choose_tokens(torch.stack([row, row]), [spells, draws])
+        assert (one.id, one.logprob) == (other.id, pytest.approx(other.logprob, abs=1e-5))
 
 
 NAMES = made_up_words(499, random.Random(0))
