@@ -1,11 +1,12 @@
 """How well a server hears long recordings, word by word, and what becomes of words where it cuts.
 
-    python -m bench.quality http://127.0.0.1:11344 [--minutes 10] [--long 60] [--chunk 60]
+    python -m bench.quality http://127.0.0.1:11344 [--minutes 10] [--long 60] [--chunk 60] [--rounds 1]
 
 espeak-ng says words in many voices, with pauses from 0.05 to 8 s between utterances, so that every word and its time is
 known. Any server with OpenAI's API will do. Words are lost, replaced, doubled (a stretch of text that stands twice in a
 row) or else invented; all of that is wrong. A seam is where this repository's chunking cuts, in chunks of at most
-`--chunk` seconds: give the server's own AUDIO_CHUNK_SIZE_SECONDS. Spellings that sound alike count as equal.
+`--chunk` seconds: give the server's own AUDIO_CHUNK_SIZE_SECONDS. Few words stand near seams, so what is said of them
+wants several rounds, whose recordings are counted together. Spellings that sound alike count as equal.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import argparse
 import io
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,8 +52,8 @@ NUMERALS = dict(
     )
 )
 HEADS = (
-    "recording", "minutes", "words", "wrong, %", "near a seam, %", "elsewhere, %", "lost", "doubled", "invented",
-    "start off, ms: median", "95 %",
+    "recording", "minutes", "words", "wrong, %", "near a seam: of", "wrong, %", "lost", "doubled",
+    "elsewhere: wrong, %", "lost", "doubled", "invented", "start off, ms: median", "95 %",
 )  # fmt: skip
 
 
@@ -121,31 +122,55 @@ def seams(recording: Recording, chunk_seconds: float) -> list[tuple[float, float
     return [(before[1], after[0]) for before, after in pairwise(speech)]
 
 
-def judge(recording: Recording, heard: Heard, cuts: list[tuple[float, float]]) -> tuple[object, ...]:
-    """The row of one recording behind its name and its minutes."""
-    said = [normal(word) for word in recording.words]
-    times = [(1000 * first / SAMPLE_RATE, 1000 * end / SAMPLE_RATE) for first, end in recording.spans]
-    wrong, late = np.zeros(len(said), bool), []
-    count = Counter(lost=0, doubled=0, invented=0)
-    for step in Levenshtein.opcodes(said, heard.words):
-        if step.tag == "insert":
-            kind = "doubled" if _stands_twice(heard.words, step.dest_start, step.dest_end) else "invented"
-            count[kind] += step.dest_end - step.dest_start
-        elif step.tag == "equal":
-            told = heard.starts_ms[step.dest_start : step.dest_end]
-            late += [abs(start - times[i][0]) for i, start in enumerate(told, start=step.src_start)]
-        else:
-            wrong[step.src_start : step.src_end] = True
-            count["lost"] += (step.tag == "delete") * (step.src_end - step.src_start)
-    near = np.array([any(s < b + NEAR_MS and e > a - NEAR_MS for a, b in cuts) for s, e in times], bool)
-    off = [float(np.quantile(late, share)) for share in (0.5, 0.95)] if late else ["", ""]
-    return (
-        len(said),
-        _percent(wrong.sum() + count["doubled"] + count["invented"], len(said)),
-        *(_percent(wrong[where].sum(), where.sum()) for where in (near, ~near)),
-        *count.values(),
-        *off,
-    )
+@dataclass
+class Counts:
+    """Of words said somewhere."""
+
+    words: int = 0
+    wrong: int = 0  # replaced or lost
+    lost: int = 0
+    doubled: int = 0  # right before or behind one of them
+
+    def row(self) -> tuple[object, ...]:
+        return (_percent(self.wrong, self.words), self.lost, self.doubled)
+
+
+@dataclass
+class Judgement:
+    near: Counts = field(default_factory=Counts)  # a seam
+    elsewhere: Counts = field(default_factory=Counts)
+    invented: int = 0
+    late_ms: list[float] = field(default_factory=list)  # by which the start of a right word is off, without sign
+
+    def add(self, recording: Recording, heard: Heard, cuts: list[tuple[float, float]]) -> None:
+        said = [normal(word) for word in recording.words]
+        times = [(1000 * first / SAMPLE_RATE, 1000 * end / SAMPLE_RATE) for first, end in recording.spans]
+        at = [
+            self.near if any(s < b + NEAR_MS and e > a - NEAR_MS for a, b in cuts) else self.elsewhere for s, e in times
+        ]
+        for counts in at:
+            counts.words += 1
+        for step in Levenshtein.opcodes(said, heard.words):
+            if step.tag == "insert":
+                length = step.dest_end - step.dest_start
+                if at and _stands_twice(heard.words, step.dest_start, step.dest_end):
+                    at[min(step.src_start, len(at) - 1)].doubled += length
+                else:
+                    self.invented += length
+            elif step.tag == "equal":
+                told = heard.starts_ms[step.dest_start : step.dest_end]
+                self.late_ms += [abs(start - times[i][0]) for i, start in enumerate(told, start=step.src_start)]
+            for counts in at[step.src_start : step.src_end] if step.tag in ("replace", "delete") else ():
+                counts.wrong += 1
+                counts.lost += step.tag == "delete"
+
+    def row(self) -> tuple[object, ...]:
+        """What is behind the name and the minutes."""
+        words = self.near.words + self.elsewhere.words
+        wrong = sum(counts.wrong + counts.doubled for counts in (self.near, self.elsewhere)) + self.invented
+        off = [float(np.quantile(self.late_ms, share)) for share in (0.5, 0.95)] if self.late_ms else ["", ""]
+        near = (self.near.words, *self.near.row())
+        return (words, _percent(wrong, words), *near, *self.elsewhere.row(), self.invented, *off)
 
 
 def _stands_twice(words: list[str], start: int, end: int) -> bool:
@@ -159,13 +184,15 @@ def _percent(count: int, of: int) -> float | str:
 
 
 def measure(args: argparse.Namespace, bank: list[Utterance]) -> str:
-    rows = []
+    judged: defaultdict[str, Judgement] = defaultdict(Judgement)
+    minutes: Counter[str] = Counter()
     with httpx.Client(base_url=args.server, timeout=7200) as client:
-        for name, recording in recordings(bank, args.minutes, args.long, args.seed):
-            heard = hear(client, args.model, recording)
-            minutes = len(recording.samples) / SAMPLE_RATE / 60
-            rows.append((name, minutes, *judge(recording, heard, seams(recording, args.chunk))))
-    return table(HEADS, rows)
+        for seed in range(args.seed, args.seed + args.rounds):
+            for name, recording in recordings(bank, args.minutes, args.long, seed):
+                heard = hear(client, args.model, recording)
+                judged[name].add(recording, heard, seams(recording, args.chunk))
+                minutes[name] += len(recording.samples) / SAMPLE_RATE / 60
+    return table(HEADS, [(name, minutes[name], *judgement.row()) for name, judgement in judged.items()])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -176,6 +203,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--long", type=float, default=60, help="minutes of the long one")
     parser.add_argument("--chunk", type=float, default=60, help="seconds of a chunk at most; the demo's are 15")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="recordings of each kind, with one seed after another")
     parser.add_argument("--bank", type=Path, default=Path("quality.pkl"), help="where spoken utterances are kept")
     return parser
 
