@@ -62,10 +62,6 @@ class _Heard:
     done: JobDone
     failed: bool
 
-    @property
-    def lapse(self) -> Lapse | None:
-        return None if self.done.reason == "stop" else self.done.reason
-
 
 class ChunkDecoding:
     """One chunk at work, which waits for its place in the batch from the beginning. Iterate `events()` once."""
@@ -103,10 +99,9 @@ class ChunkDecoding:
         too_long = text.cut(self._asked.job.max_tokens)
         if delta := text.finish():
             yield delta
-        lapses = [heard.lapse for heard in kept if heard.lapse]
-        if timed and not places:
-            lapses.append("untimed")
-        segment = self._segment(text, kept, "length" if too_long else next(iter(lapses), None))
+        lapses: list[Lapse] = [heard.done.reason for heard in kept if heard.done.reason != "stop"]
+        lapses += ["length"] * too_long + ["untimed"] * (timed and not places)
+        segment = self._segment(text, kept, tuple(dict.fromkeys(lapses)))
         for part in timed_segments(segment, places[: len(text.tokens)], self.chunk) if places else [segment]:
             yield SegmentDone(part)
 
@@ -195,13 +190,13 @@ class ChunkDecoding:
         tokens = text.tokens[: text.sound] if failed else text.tokens
         return _Heard(tuple(tokens), job.sampling.temperature, done, failed)
 
-    def _segment(self, text: ChunkText, kept: list[_Heard], lapse: Lapse | None) -> Segment:
+    def _segment(self, text: ChunkText, kept: list[_Heard], lapses: tuple[Lapse, ...]) -> Segment:
         start_ms, end_ms = self.chunk.speech_ms()
         return Segment(
             start_ms, end_ms, text.text, tuple(text.tokens),
             no_speech_prob=min(heard.done.no_speech_prob for heard in kept),
             temperature=max(heard.temperature for heard in kept),
-            usage=self._usage, lapse=lapse,
+            usage=self._usage, lapses=lapses,
         )  # fmt: skip
 
     @property

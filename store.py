@@ -179,7 +179,7 @@ class Shelf:
                 else:
                     segments.append(event.segment)
                 yield event
-        if not any(segment.lapse for segment in segments):
+        if not any(segment.lapses for segment in segments):
             content = StoredChunk(text[1:] if separate else text, tuple(segments))
             await asyncio.to_thread(lambda: self._store.save(self._key(chunk), content))
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-from transcript import Word
+from transcript import Segment, Word
 from word_times import begins_sentence
 
 LONGEST_PAUSE_MS = 2000  # under which a cue stays; a longer one always ends it
@@ -39,6 +40,20 @@ class Cue:
     start_ms: int
     end_ms: int
     lines: tuple[str, ...]
+
+
+def shown_words(segments: Iterable[Segment]) -> list[Word]:
+    """All words, in order. Where it could not be found when they were spoken, each has its share of the time of its
+    segment: nothing that was said may be missing."""
+    return [word for segment in segments for word in segment.words or _spread(segment)]
+
+
+def _spread(segment: Segment) -> Iterator[Word]:
+    texts = segment.text.split()
+    ends = [0, *accumulate(map(len, texts))]  # in characters
+    times = [segment.start_ms + (segment.end_ms - segment.start_ms) * end // max(ends[-1], 1) for end in ends]
+    for text, (start_ms, end_ms) in zip(texts, pairwise(times), strict=True):
+        yield Word(start_ms, end_ms, text)
 
 
 def subtitles(words: Sequence[Word], audio_ms: int, limits: SubtitleLimits) -> list[Cue]:

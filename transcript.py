@@ -129,7 +129,7 @@ class Segment:
     no_speech_prob: float  # the model's probability of ending before the first word
     temperature: float  # the highest that a part of it was drawn with
     usage: Usage  # of all that was heard at once and of what was decoded again, counted by the first of its parts
-    lapse: Lapse | None = None  # why words, or their times, may be missing
+    lapses: tuple[Lapse, ...] = ()  # why words, or their times, may be missing; each once
     words: tuple[Word, ...] = ()  # where each was spoken, if that was found out
 
     @property
@@ -188,7 +188,7 @@ class Transcript:
 
     @property
     def truncated(self) -> bool:
-        return any(segment.lapse in ("loop", "length") for segment in self.segments)
+        return any({"loop", "length"} & {*segment.lapses} for segment in self.segments)
 
 
 async def fold(events: AsyncGenerator[Event]) -> Transcript:

@@ -52,7 +52,7 @@ def timed_segments(segment: Segment, token_spans: Sequence[tuple[int, int]], chu
     regions, times = in_recording(places(pieces, segment.tokens, token_spans), spans)
     texts = [raw[start:end].decode(errors="replace") for start, end in pieces]
     words = tuple(Word(*ms, text) for ms, text in zip(apart(times, first_ms, last_ms), texts, strict=True))
-    inner = range(1, 1 if segment.lapse else len(words))
+    inner = range(1, 1 if segment.lapses else len(words))
     cuts = [i for i in inner if regions[i] != regions[i - 1] or begins_sentence(texts[i], texts[i - 1])]
     return _divided(segment, raw, pieces, words, cuts)
 

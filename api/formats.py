@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 import languages
 from api.times import NONE, Granularity, whisper_times
 from api.transcription_wire import language_codes, logprobs, mistral_body, warnings
-from subtitles import TRADE_LIMITS, Cue, SubtitleLimits, subtitles
+from subtitles import TRADE_LIMITS, Cue, SubtitleLimits, shown_words, subtitles
 from transcript import Transcript
 
 Task = Literal["transcribe", "translate"]
@@ -89,10 +89,11 @@ FORMATS: dict[str, Callable[[Transcript, Shape], Response]] = {
 
 def _cues(transcript: Transcript, shape: Shape, mark: str) -> list[tuple[str, str]]:
     """Times and text of subtitles; of each word by itself where times of words were asked for."""
+    words = shown_words(transcript.segments)
     if "word" in shape.granularities:
-        cues = [Cue(word.start_ms, word.end_ms, (word.text,)) for word in transcript.words]
+        cues = [Cue(word.start_ms, word.end_ms, (word.text,)) for word in words]
     else:
-        cues = subtitles(transcript.words, transcript.usage.audio_ms, shape.subtitles)
+        cues = subtitles(words, transcript.usage.audio_ms, shape.subtitles)
     return [(f"{clock(cue.start_ms, mark)} --> {clock(cue.end_ms, mark)}", "\n".join(cue.lines)) for cue in cues]
 
 

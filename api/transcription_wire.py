@@ -52,9 +52,9 @@ INCOMPLETE = "The file has no audio here: it was cut or is damaged, or nothing w
 
 def warnings(transcript: Transcript) -> list[dict[str, Any]]:
     lapses = [
-        {"code": segment.lapse, "message": LAPSES[segment.lapse], **seconds(segment)}
+        {"code": lapse, "message": LAPSES[lapse], **seconds(segment)}
         for segment in transcript.segments
-        if segment.lapse
+        for lapse in segment.lapses
     ]
     gaps = [{"code": "audio_incomplete", "message": INCOMPLETE, **seconds(gap)} for gap in transcript.gaps]
     return sorted(lapses + gaps, key=lambda warning: warning["start"])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.formats import FORMATS, Shape, clock, language_name
+from api.times import Granularity
 from subtitles import SubtitleLimits
 from transcript import Segment, TextToken, Transcript, Usage, Word
 
@@ -70,6 +71,29 @@ def test_subtitles_obey_the_limits_that_are_set() -> None:
 def test_each_word_is_a_cue_where_words_were_asked_for(name: str) -> None:
     cues = body(name, granularities=frozenset({"word"}))
     assert re.findall("one|two|three|-->", cues) == ["-->", "one", "-->", "two", "-->", "three"]
+
+
+UNTIMED = replace(TALK, segments=(*TALK.segments[:2], replace(TALK.segments[2], words=(), lapses=("loop", "untimed"))))
+
+
+@pytest.mark.parametrize("granularities", [(), ("word",)])
+@pytest.mark.parametrize("name", ["srt", "vtt"])
+def test_what_has_no_times_is_shown_evenly_over_its_segment(name: str, granularities: tuple[Granularity, ...]) -> None:
+    words = replace(UNTIMED.segments[2], text="three four-teen", start_ms=3000, end_ms=6000)
+    talk = replace(UNTIMED, segments=(*UNTIMED.segments[:2], words))
+    cues = FORMATS[name](talk, Shape("voxtral", granularities=frozenset(granularities))).body.decode()
+    times = [(match[0].replace(",", "."), match.end()) for match in TIME.finditer(cues)]
+    assert re.findall(r"one|two|three|four-teen", cues) == ["one", "two", "three", "four-teen"]
+    shown = ["00:00:03.000", "00:00:04.071", "00:00:04.071", "00:00:06.000"]
+    assert [time for time, _ in times][-len(shown) :] == shown if granularities else times[-1][0] == "00:00:06.000"
+
+
+def test_mistral_has_the_segment_where_its_words_have_no_times() -> None:
+    answer = json.loads(FORMATS["json"](UNTIMED, Shape("voxtral", granularities=frozenset({"word"}))).body)
+    assert [segment["text"] for segment in answer["segments"]] == ["one", "two", "three"]
+    assert (answer["segments"][2]["start"], answer["segments"][2]["end"]) == (61.0, 3661.002)
+    assert [word["word"] for word in answer["words"]] == ["one", "two"]  # no times are made up
+    assert [warning["code"] for warning in answer["warnings"]] == ["loop", "untimed"]
 
 
 def test_text_ends_with_one_newline() -> None:
@@ -168,13 +192,13 @@ def test_languages_are_named_in_lower_case_english(code: str | None, name: str) 
 @pytest.mark.parametrize("name", ["json", "verbose_json"])
 def test_warnings_name_the_seconds_whose_text_may_not_be_whole(name: str) -> None:
     assert json.loads(body(name))["warnings"] == []
-    doubtful = replace(TALK, segments=(TALK.segments[0], replace(TALK.segments[2], lapse="loop")))
+    doubtful = replace(TALK, segments=(TALK.segments[0], replace(TALK.segments[2], lapses=("loop",))))
     told = json.loads(FORMATS[name](doubtful, Shape("voxtral")).body)
     (warning,) = told["warnings"]
     assert (warning["code"], warning["start"], warning["end"]) == ("loop", 61, 3661.002)
     assert "words may be missing" in warning["message"]
     assert told.get("finish_reason", "length") == "length"
-    untimed = replace(TALK, segments=(replace(TALK.segments[0], lapse="untimed"),))
+    untimed = replace(TALK, segments=(replace(TALK.segments[0], lapses=("untimed",)),))
     told = json.loads(FORMATS[name](untimed, Shape("voxtral")).body)
     assert ([warning["code"] for warning in told["warnings"]], told.get("finish_reason", "stop")) == (
         ["untimed"],

@@ -275,7 +275,7 @@ async def test_whatever_the_text_follows_from_is_part_of_the_key(
 @pytest.mark.anyio
 async def test_a_text_that_is_not_whole_is_not_kept(file: Path) -> None:
     shelf = Shelf(opened(file), ABOUT, Metrics())
-    await keep(shelf, StoredChunk("grüße", (SEGMENT, replace(SEGMENT, lapse="loop"))))
+    await keep(shelf, StoredChunk("grüße", (SEGMENT, replace(SEGMENT, lapses=("loop",)))))
     assert await shelf.find(CHUNK) is None
 
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subtitles import TRADE_LIMITS, SubtitleLimits, filled, subtitles, wrapped
-from transcript import Word
+from subtitles import TRADE_LIMITS, SubtitleLimits, filled, shown_words, subtitles, wrapped
+from transcript import Segment, Usage, Word
 
 SPELLING = st.text("abcdefgh", min_size=1, max_size=14)
 TEXTS = st.tuples(SPELLING, st.sampled_from(["", "", "", ",", ".", "?"])).map("".join)
@@ -89,3 +89,17 @@ def test_two_lines_are_of_about_the_same_length() -> None:
     lines = wrapped(words, TRADE_LIMITS)
     assert len(filled(words, 42)) == len(lines) == 2
     assert abs(len(lines[0]) - len(lines[1])) < 10
+
+
+@given(st.lists(TEXTS, max_size=60), st.integers(0, 10_000), st.integers(0, 60_000), LIMITS)
+def test_a_segment_without_times_of_words_is_shown_whole_within_the_limits(
+    texts: list[str], start_ms: int, duration_ms: int, limits: SubtitleLimits
+) -> None:
+    text, end_ms = " ".join(texts), start_ms + duration_ms
+    words = shown_words([Segment(start_ms, end_ms, text, (), 0.0, 0.0, Usage(), ("untimed",))])
+    assert [word.text for word in words] == texts
+    assert [word.start_ms for word in words] == sorted(word.start_ms for word in words)
+    cues = subtitles(words, end_ms, limits)
+    assert " ".join(" ".join(cue.lines) for cue in cues).replace(" ", "") == text.replace(" ", "")
+    assert all(start_ms <= cue.start_ms <= cue.end_ms <= end_ms for cue in cues)
+    assert all(len(cue.lines) <= limits.lines and cue.end_ms - cue.start_ms <= limits.longest_ms for cue in cues)

@@ -137,9 +137,9 @@ def test_segments_end_with_sentences() -> None:
 
 
 def test_a_segment_that_may_lack_words_stays_whole() -> None:
-    segment = replace(whole(["One.", " Two."]), lapse="loop")
+    segment = replace(whole(["One.", " Two."]), lapses=("loop",))
     (part,) = timed_segments(segment, one_after_another(0, 300, 900), chunk_of(padded(0, 900)))
-    assert ([word.text for word in part.words], part.lapse) == (["One.", "Two."], "loop")
+    assert ([word.text for word in part.words], part.lapses) == (["One.", "Two."], ("loop",))
 
 
 def test_more_words_than_milliseconds_are_one() -> None:
