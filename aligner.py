@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from audio_processor import SAMPLE_RATE
 from engine.backends import load_aligner
 from model_store import LOAD_ERRORS, Download, ModelStore, State, fingerprint
 from model_table import ModelSpec
@@ -40,8 +41,16 @@ class Aligner:
         return covers
 
     async def spans(self, samples: np.ndarray, tokens: Sequence[bytes]) -> Sequence[tuple[int, int]]:
-        """As CTCModel.spans."""
-        found = await asyncio.get_running_loop().run_in_executor(self._thread, self._model.spans, samples, tokens)
+        """As CTCModel.spans; none also where the model failed, for want of memory perhaps: the text is there anyway."""
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._thread, self._model.spans, samples, tokens)
+        except Exception:
+            seconds = len(samples) / SAMPLE_RATE
+            log.exception(
+                "the aligner %s failed on %.1f s: Voxtral's attention finds the times", self.identity[0], seconds
+            )
+            return []
         if not found:
             self._tell_once("heard something else than a text says, which may be a translation")
         return found

@@ -72,7 +72,10 @@ class Settings(BaseModel):
         0, ge=0, description="Seconds without use after which a model is unloaded; the next request loads it. 0: never."
     )
     model_memory_gb: float = Field(
-        0, ge=0, description="Memory for the weights of all loaded models, in 10^9 bytes. 0: no limit."
+        0,
+        ge=0,
+        description="Memory for the weights of all loaded models, in 10^9 bytes; what VOXTRAL_ALIGNER names is not "
+        "counted. 0: no limit.",
     )
     memory_reserve_gb: float = Field(
         0.25, ge=0, description="Free memory, in 10^9 bytes, below which a model that nobody uses is unloaded."

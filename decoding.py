@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ import numpy as np
 from audio_processor import SAMPLE_RATE
 from chunk_text import ChunkText, joined
 from chunking import Chunk, halves
-from engine.core import Job, JobDone, JobFailed
+from engine.core import EngineError, Job, JobDone
 from engine.job_stream import JobStream
 from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
 from word_times import Timing, needs_places, timed_segments
@@ -137,10 +136,12 @@ class ChunkDecoding:
             if spans:
                 return spans
         job = replace(self._asked.job, audio=(self.chunk.samples,), max_tokens=len(ids), answer=tuple(ids))
-        self._stream = self._asked.worker.submit(job, self._asked.owner)
-        with suppress(JobFailed):  # the text is there
+        try:
+            self._stream = self._asked.worker.submit(job, self._asked.owner)
             async for _ in self._stream:
                 pass
+        except EngineError:  # the text is there
+            return ()
         return self._stream.done.spans if self._stream.done else ()
 
     async def _hear(self, samples: np.ndarray) -> list[_Heard]:

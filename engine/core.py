@@ -34,7 +34,9 @@ class PromptTooLong(EngineError):
 
 
 class JobFailed(EngineError):
-    pass
+    @classmethod
+    def by(cls, error: Exception) -> JobFailed:
+        return cls(f"The model failed on this audio: {type(error).__name__}: {error}")
 
 
 class EngineStopped(EngineError):

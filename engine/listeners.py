@@ -6,6 +6,7 @@ prompt, and writes the next one. Audio is heard some steps ahead, so that severa
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from itertools import islice
@@ -16,7 +17,7 @@ import torch
 
 from engine.backends.voxtral_realtime import MOST_HEARD, MOST_READ, ModelStream
 from engine.biasing import KeywordTree
-from engine.core import JobDone, Sampling, Token
+from engine.core import JobDone, JobFailed, Sampling, Token
 from engine.guesses import Guesses
 from engine.job_stream import JobStream, Outbox
 from engine.live import STEP_MS, Flushed, LiveStream, LiveToken
@@ -24,6 +25,8 @@ from engine.loops import LoopDetector
 from engine.realtime_tokenizer import RealtimeTokenizer
 from engine.sampling import Sampler
 from engine.word_clock import WordClock
+
+log = logging.getLogger("voxtral.engine")
 
 MOST_GUESSED = 8  # steps that are read at once beyond those that are certain
 FILE_DELAY_MS = 2400  # nobody waits for the words of a recording, and with this delay the model is most accurate
@@ -267,11 +270,17 @@ class JobListener(Listener):
 
     def _end(self, reason: Literal["stop", "length", "loop"]) -> None:
         self.ended = True
+        try:
+            places = self._places(reason)
+        except Exception as error:  # whoever gave the job is asked, and what is wrong there stays there
+            log.exception("it could not be told whether a text needs times")
+            self._outbox.put(self.stream, JobFailed.by(error))
+            return
         self._outbox.put(
             self.stream,
             JobDone(
                 reason, self.stream.job.prompt.text_tokens, self.stream.audio_tokens, len(self._written),
-                math.exp(self._silence), self._places(reason),
+                math.exp(self._silence), places,
             ),
         )  # fmt: skip
 

@@ -295,7 +295,7 @@ class LiveWorker:
         if isinstance(error, torch.AcceleratorError):
             raise error
         log.error("a stream failed", exc_info=error)
-        self._outbox.put(stream, JobFailed(f"The model failed on this audio: {type(error).__name__}: {error}"))
+        self._outbox.put(stream, JobFailed.by(error))
         self._retire(stream)
 
     def _retire(self, stream: Any) -> None:

@@ -244,8 +244,8 @@ class Worker:
         if row.ended != "stop":
             self._outbox.put(row.stream, row.last)
             row.written.append(row.last.id)
-        if row.ended and not self._is_timed(row):
-            self._finish(row)
+        if row.ended:
+            self._finish_unless_timed(row)
 
     def _reason_to_end(self, row: _Active) -> Literal["stop", "length", "loop"] | None:
         tokenizer, job, token = self.backend.tokenizer, row.stream.job, row.last.id
@@ -256,6 +256,15 @@ class Worker:
             if row.loops.looping:
                 return "loop"
         return "length" if row.count >= job.max_tokens else None
+
+    def _finish_unless_timed(self, row: _Active) -> None:
+        try:
+            timed = self._is_timed(row)
+        except Exception as error:  # noqa: BLE001 - as for a prefill: whoever gave the job is asked
+            self._fail([row.stream], error)
+            return
+        if not timed:
+            self._finish(row)
 
     def _is_timed(self, row: _Active) -> bool:
         job, text = row.stream.job, row.written
@@ -275,7 +284,7 @@ class Worker:
             raise error
         log.error("%d jobs failed", len(streams), exc_info=error)
         for stream in streams:
-            self._outbox.put(stream, JobFailed(f"The model failed on this audio: {type(error).__name__}: {error}"))
+            self._outbox.put(stream, JobFailed.by(error))
             self._retire(stream)
 
     def _retire(self, stream: JobStream) -> None:

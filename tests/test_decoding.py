@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aligner import Aligner
 from chunking import Chunk
 from config import Settings
 from decoding import LEAST_SECONDS, TEMPERATURES, Asked, ChunkDecoding
@@ -62,7 +64,7 @@ def tell(
     words: Sequence[str] = (),
     separate: bool = False,
     timing: Timing = "chunks",
-    aligner: ScriptedAligner | None = None,
+    aligner: ScriptedAligner | Aligner | None = None,
     **asked: object,
 ) -> Told:
     """The events of a chunk in which `words` or the first `seconds` WORDS are spoken, one each second."""
@@ -126,6 +128,44 @@ def test_an_aligner_finds_the_places_of_what_it_covers_and_hears_and_the_attenti
     assert starts(aligner=ScriptedAligner()) == ({50}, heard)
     assert starts(aligner=ScriptedAligner(hears=False)) == ({0}, [*heard, True])
     assert starts(aligner=ScriptedAligner(covers=False)) == ({0}, heard if longest == 90 else [*heard, True])
+
+
+class FailingModel:
+    """Has the letters of all texts, and no memory."""
+
+    def covers(self, tokens: Sequence[bytes]) -> bool:
+        return True
+
+    def spans(self, samples: np.ndarray, tokens: Sequence[bytes]) -> list[tuple[int, int]]:
+        raise RuntimeError("CUDA out of memory")
+
+
+def test_an_aligner_that_fails_leaves_the_places_to_the_attention_and_the_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = tell(longer_than(90, loops), timing="words", aligner=Aligner(FailingModel(), ("some/aligner",)))
+    assert [(word.text, word.start_ms) for word in told.segment.words] == [(WORDS[i], i * 1000) for i in range(60)]
+    assert (told.segment.lapses, [bool(job.answer) for job in told.jobs]) == ((), [False, True])
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "some/aligner failed on 60.0 s" in record.message
+    assert "CUDA out of memory" in str(record.exc_info[1])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), torch.AcceleratorError("the device is gone")])
+def test_a_text_outlives_an_aligner_and_a_model_that_fail_when_they_look_for_its_places(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = ScriptedBackend.prefill
+
+    def fail(backend: ScriptedBackend, jobs: list[Job], row: int) -> Any:
+        if jobs[0].answer:
+            raise error
+        return prefill(backend, jobs, row)
+
+    monkeypatch.setattr(ScriptedBackend, "prefill", fail)
+    told = tell(longer_than(90, loops), timing="words", aligner=Aligner(FailingModel(), ("some/aligner",)))
+    assert told.text.split() == list(WORDS[:60])
+    assert (told.segment.words, told.segment.lapses) == ((), ("untimed",))
 
 
 @pytest.mark.parametrize("failing", ["align", "prefill"])

@@ -389,6 +389,20 @@ async def test_a_device_that_is_gone_ends_the_thread_and_not_only_the_job_that_m
         assert not worker.alive
 
 
+async def test_a_job_that_cannot_say_whether_it_is_timed_fails_alone() -> None:
+    def fail(text: list[int]) -> bool:
+        raise KeyError("a letter")
+
+    backend = ScriptedBackend(lambda job: "alpha bravo")
+    with running(backend) as worker:
+        job = scripted_job(backend, Sampling())
+        bad, *good = (worker.submit(each, "test") for each in (replace(job, timed=fail), job, job))
+        with pytest.raises(JobFailed, match="a letter"):
+            await asyncio.wait_for(tokens_of(bad), 20)
+        assert [len(await tokens_of(stream)) for stream in good] == [2, 2]
+        assert worker.alive
+
+
 async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(source: int, target: int) -> None:
         raise SystemError("the worker dies here")

@@ -272,6 +272,20 @@ async def test_recordings_wait_for_a_place_and_each_ends_for_its_reason(tokenize
     assert max(end for _, end in streams["stop"].done.spans) <= 32_000
 
 
+async def test_a_recording_that_cannot_say_whether_it_is_timed_fails_alone(tokenizer: RealtimeTokenizer) -> None:
+    def fail(text: list[int]) -> bool:
+        raise KeyError("a letter")
+
+    with running(tokenizer, word(tokenizer, "alpha") * 60) as worker:
+        bad = worker.submit(replace(job(tokenizer), timed=fail), "bad")
+        good = worker.submit(job(tokenizer, max_tokens=2), "good")
+        with pytest.raises(JobFailed, match="a letter"):
+            async for _ in bad:
+                pass
+        assert len([token async for token in good]) == 2
+        assert worker.alive
+
+
 async def test_a_text_that_is_there_is_only_placed(tokenizer: RealtimeTokenizer) -> None:
     pad = tokenizer.pad
     (_, bravo), said = word(tokenizer, "bravo"), word(tokenizer, "alpha")
