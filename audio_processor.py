@@ -225,7 +225,7 @@ def _mono(frames: list[AudioFrame]) -> np.ndarray:
     else:
         interleaved = np.concatenate([np.frombuffer(p[0], dtype, n * channels) for p, n in planes])
         parts = list(interleaved.reshape(-1, channels).T)
-    total = parts[0].astype(np.float32)
+    total = parts[0].astype(np.float32, copy=False)
     for part in parts[1:]:
         total += part
     if zero:
@@ -253,7 +253,8 @@ def _flush(resampler: soxr.ResampleStream | None) -> Iterator[np.ndarray]:
 
 
 def _convert(resampler: soxr.ResampleStream | None, block: np.ndarray, last: bool) -> Iterator[np.ndarray]:
-    block = np.nan_to_num(block, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)  # float WAV can hold all of these
+    if not np.isfinite(block).all():  # float WAV can hold all of these
+        block = np.nan_to_num(block, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
     if resampler:
         block = resampler.resample_chunk(block, last=last)
     if len(block):

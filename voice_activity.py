@@ -136,7 +136,7 @@ class Tracker:
 
     def add(self, probabilities: np.ndarray) -> Iterator[Span]:
         """Spans that have ended."""
-        for probability in probabilities:
+        for probability in probabilities.tolist():
             begins, self.position = self.position, self.position + FRAME
             if probability >= (self._release if self.open else self._threshold):
                 span = self.open or Span(max(begins - self._prefix, self._ended), 0, begins, 0)
