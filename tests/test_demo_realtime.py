@@ -6,7 +6,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from statistics import median
+from statistics import median, quantiles
 
 import numpy as np
 import pytest
@@ -81,7 +81,8 @@ def test_a_recording_is_heard_with_the_times_of_its_words(server: Server) -> Non
         if [word["word"].strip() for word in words] == spoken.words.split():
             errors += [abs(1000 * word["start"] - ms) for word, ms in zip(words, spoken.starts_ms, strict=True)]
     assert len(errors) > 20
-    assert median(errors) <= 160  # only the ends are known to 80 ms
+    assert median(errors) <= 80  # the step of its clock
+    assert quantiles(errors, n=10)[-1] <= 240
 
 
 def test_a_recording_streams(server: Server) -> None:
