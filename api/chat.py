@@ -21,7 +21,7 @@ from api.chat_messages import Recording, conversation_of
 from api.chat_schema import ChatBody
 from api.chat_wire import ChatCompletion
 from api.errors import ApiError, from_validation, invalid, unsupported
-from api.keywords import required_spellings
+from api.keywords import named_words, required_spellings
 from api.openapi import EVENTS, FLAC, answers, json_body
 from api.schemas import Completion
 from api.service import AdmittedRoute, Service, service_of
@@ -36,8 +36,16 @@ router = APIRouter(route_class=AdmittedRoute)
 MOST_ADDRESSES = 8  # that one chat may have fetched, each as large and as slow as is allowed
 REFUSED = {
     "modalities": (None, ["text"]), "functions": (None, []), "function_call": (None,), "prediction": (None,),
-    "web_search_options": (None,), "prompt_logprobs": (None,),
+    "web_search_options": (None,), "prompt_logprobs": (None,), "prompt": (None, ""),
+    "chunking_strategy": (None, "auto"), "timestamp_granularities": (None, []), "include": (None, []),
+    "diarize": (None, False),
 }  # fmt: skip
+REMEDIES = {
+    "prompt": "Write it into a message, and words to expect into keywords.",
+    "chunking_strategy": "Send the recording to /v1/audio/transcriptions.",
+    "timestamp_granularities": "Send the recording to /v1/audio/transcriptions.",
+    "include": "Send logprobs: true.",
+}  # in place of "Leave it out."
 
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -63,20 +71,21 @@ async def complete(request: Request) -> Response:
     """A transcript, an answer about recordings, or plain chat. Streams text as it is decoded when `stream` is true."""
     service = service_of(request)
     values = await read_json(request)
+    words = named_words(values)
     try:
         body = ChatBody.model_validate(values)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False)) from None
     for name, neutral in REFUSED.items():
         if values.get(name) not in neutral:
-            raise unsupported(name, f"{name} is not supported. Leave it out.")
+            raise unsupported(name, f"{name} is not supported here. {REMEDIES.get(name, 'Leave it out.')}")
     language = fields.language(values)
     model = service.model(body.model)
     conversation, recordings = conversation_of(body)
     if not recordings:
         _check_without_audio(conversation, language)
     in_chunks, wants_usage = _in_chunks(body, conversation), body.wants_usage
-    keywords = required_spellings(conversation)
+    keywords = tuple(dict.fromkeys(words + required_spellings(conversation)))
     values.clear()
     body.messages.clear()
     body.audio = None  # from here on, base64 is only where it is decoded from

@@ -10,6 +10,7 @@ from api.fields import steady_temperature
 from engine.core import Sampling
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Words = str | list[str | None] | None  # as `keywords.named_words` reads them
 MOST_BIASES = 1024
 MOST_STOPS, LONGEST_STOP = 16, 200  # texts, characters of each: they are looked for at every token
 LEAST_TOP_P = 1e-6  # the likeliest token always stays; a share that float32 cannot hold would leave none
@@ -54,6 +55,11 @@ class ChatBody(BaseModel):
     language: str | None = Field(
         None, description="of the recording, ISO 639-1 or an English name; left out: recognised", examples=["en"]
     )
+    keywords: Words = Field(
+        None, description="spellings of words that may be said; also as text with commas between", examples=[["Lotti"]]
+    )
+    context_bias: Words = Field(None, description="Mistral's name for keywords")
+    hotwords: Words = Field(None, description="vLLM's name for keywords")
     stream: bool | None = Field(False, description="server-sent events, text as it is decoded, `[DONE]` at the end")
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2, description="0: always the likeliest token")

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
+from typing import Any
 
+from api import fields
 from api.errors import invalid
 from transcript import Conversation
 
-MOST_KEYWORDS = 1000
+KEYWORDS = ("keywords", "context_bias", "hotwords")  # OpenAI's, Mistral's and vLLM's name for words to expect
+MOST_KEYWORDS = 1000  # by one name
 LONGEST_KEYWORD = 100  # characters
 # Lotti's dictionary, a JSON array of strings in the middle of its instruction.
 REQUIRED_SPELLINGS = re.compile(r'Required spellings:\s*(\[(?:"(?:[^"\\]|\\.)*"|[\s,])*\])', re.IGNORECASE)
 # A prompt that is a list: up to three words at a time, commas between, and nothing that ends a sentence.
 WORD_LIST = re.compile(r"[^,.!?:;\s]+( [^,.!?:;\s]+){0,2}(,\s*[^,.!?:;\s]+( [^,.!?:;\s]+){0,2})*")
+
+
+def named_words(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of a form or a JSON body by all their names. Raises ApiError as `fields.listed` and `keywords_of` do."""
+    found = [word for name in KEYWORDS for word in keywords_of(fields.listed(values, name), name)]
+    return tuple(dict.fromkeys(found))
 
 
 def keywords_of(words: list[str], param: str) -> tuple[str, ...]:

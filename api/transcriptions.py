@@ -15,7 +15,7 @@ from api import fields
 from api.dialects import speaks_mistral
 from api.errors import ApiError, describe, invalid, unsupported
 from api.formats import FORMATS, Shape, Task
-from api.keywords import keywords_of, listed_words
+from api.keywords import listed_words, named_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
 from api.schemas import Transcription, VerboseTranscription
 from api.service import AdmittedRoute, service_of
@@ -31,7 +31,6 @@ from word_times import Timing
 
 router = APIRouter(route_class=AdmittedRoute)
 
-KEYWORDS = ("keywords", "context_bias", "hotwords")  # OpenAI's, Mistral's and vLLM's name for words to expect
 WORDS = {"type": "array", "items": {"type": "string"}}
 SERVER_VAD = {
     "type": "object", "required": ["type"], "properties": {
@@ -208,8 +207,7 @@ def _token_limit(values: Mapping[str, Any]) -> int | None:
 
 def _keywords(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Words to expect by all their names; also those of a prompt that is nothing but words with commas between."""
-    found = [word for name in KEYWORDS for word in keywords_of(fields.listed(values, name), name)]
-    return tuple(dict.fromkeys([*found, *listed_words(fields.text(values, "prompt") or "")]))
+    return tuple(dict.fromkeys([*named_words(values), *listed_words(fields.text(values, "prompt") or "")]))
 
 
 def _instruction(values: Mapping[str, Any], task: Task, language: str | None) -> Conversation | None:
@@ -217,8 +215,7 @@ def _instruction(values: Mapping[str, Any], task: Task, language: str | None) ->
     prompt = fields.text(values, "prompt") or ""
     if task == "translate":
         _check_target(values)
-        words = [word for name in KEYWORDS for word in fields.listed(values, name)]
-        return translation(", ".join(filter(None, [prompt, *words])), language)
+        return translation(", ".join(filter(None, [prompt, *named_words(values)])), language)
     return prompted_transcription(prompt, language) if prompt else None
 
 

@@ -170,21 +170,32 @@ def test_every_name_of_the_field_and_a_prompt_of_words_mean_the_same(server: Ser
     assert heard(server, "sounds_like_gray", language="en", **fields)["text"] == "monday grey garden"
 
 
-@pytest.mark.parametrize("field", ["audio", "part"])
-def test_spellings_that_lotti_requires_are_written(server: Server, field: str) -> None:
-    audio = base64.b64encode(clip("sounds_like_gray").data).decode()
+def answered(server: Server, name: str, instruction: str, in_part: bool = False, **fields: Any) -> httpx.Response:
+    """A chat about a clip: in Lotti's field, which means a transcript, or in a content part."""
+    audio = base64.b64encode(clip(name).data).decode()
+    part = {"type": "input_audio", "input_audio": {"data": audio, "format": "flac"}}
+    content = [part, {"type": "text", "text": instruction}] if in_part else instruction
+    body = {"model": "whisper-1", "messages": [{"role": "user", "content": content}], "max_tokens": 50, **fields}
+    return server.client.post("/v1/chat/completions", json=body if in_part else {**body, "audio": audio})
 
-    def answer(instruction: str) -> str:
-        part = {"type": "input_audio", "input_audio": {"data": audio, "format": "flac"}}
-        content = instruction if field == "audio" else [part, {"type": "text", "text": instruction}]
-        body = {"model": "whisper-1", "messages": [{"role": "user", "content": content}], "max_tokens": 50}
-        if field == "audio":
-            body["audio"] = audio
-        response: httpx.Response = server.client.post("/v1/chat/completions", json=body)
-        return response.json()["choices"][0]["message"]["content"].strip()
 
-    assert answer(SKILL_PROMPT) == "monday gray garden"
-    assert answer(SKILL_PROMPT.replace('"Flutter"', '"grey"')) == "monday grey garden"
+def said(response: httpx.Response) -> str:
+    return response.json()["choices"][0]["message"]["content"].strip()
+
+
+@pytest.mark.parametrize("in_part", [False, True], ids=["field", "part"])
+def test_spellings_that_lotti_requires_are_written(server: Server, in_part: bool) -> None:
+    usual, required = SKILL_PROMPT, SKILL_PROMPT.replace('"Flutter"', '"grey"')
+    assert said(answered(server, "sounds_like_gray", usual, in_part)) == "monday gray garden"
+    assert said(answered(server, "sounds_like_gray", required, in_part)) == "monday grey garden"
+
+
+@pytest.mark.parametrize("fields", [
+    {"keywords": ["grey", "Lotti"]}, {"context_bias": "Lotti,grey"}, {"hotwords": '["grey"]'}, {"keywords[]": ["grey"]},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("instruction", ["Transcribe this audio.", SKILL_PROMPT], ids=["plain", "instructed"])
+def test_a_chat_takes_words_by_every_name_too(server: Server, fields: dict[str, Any], instruction: str) -> None:
+    assert said(answered(server, "sounds_like_gray", instruction, in_part=True, **fields)) == "monday grey garden"
 
 
 @pytest.mark.parametrize("field", ["keywords", "context_bias", "hotwords"])
@@ -194,7 +205,8 @@ def test_too_many_or_too_long_words_are_refused_by_name(server: Server, field: s
             "/v1/audio/transcriptions",
             files={"file": clip("short_0").data}, data={"model": "whisper-1", field: ",".join(words)},
         )  # fmt: skip
-        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+        for refused in (response, answered(server, "short_0", "Transcribe", **{field: words})):
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
 
 
 def test_a_form_may_have_a_field_for_each_of_the_most_words(server: Server) -> None:

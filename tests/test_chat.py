@@ -78,6 +78,12 @@ def test_text_may_stand_before_the_audio_and_a_system_message_before_both(server
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"prompt": "Notes on gardens."}, "prompt"),
+        ({"chunking_strategy": {"type": "server_vad"}}, "chunking_strategy"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+        ({"include": ["logprobs"]}, "include"),
+        ({"diarize": True}, "diarize"),
+        ({"keywords": {"Lotti": 1}}, "keywords"),
         ({"temperature": 3}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": -1}, "max_tokens"),
@@ -100,7 +106,8 @@ def test_neutral_values_of_every_field_are_fine(server: Server) -> None:
     fields = {
         "n": 1, "stop": None, "logprobs": False, "top_logprobs": 0, "frequency_penalty": 0, "presence_penalty": 0.0,
         "response_format": {"type": "text"}, "max_tokens": 0, "max_completion_tokens": 0, "seed": -9007199254740991,
-        "stream": None, "user": "me", "store": False,
+        "stream": None, "user": "me", "store": False, "prompt": "", "chunking_strategy": "auto", "keywords": [None],
+        "timestamp_granularities": [], "include": None, "diarize": False, "context_bias": None, "hotwords": "",
     }  # fmt: skip
     assert ask(server, "Transcribe", audio=BASE64, **fields).status_code == 200
 
