@@ -82,18 +82,19 @@ async def complete(request: Request) -> Response:
     language = fields.language(values)
     model = service.model(body.model)
     conversation, recordings = conversation_of(body)
+    spellings, asked = required_spellings(conversation)
+    keywords = tuple(dict.fromkeys(words + spellings))
     if not recordings:
-        _check_without_audio(conversation, language)
-    in_chunks, wants_usage = _in_chunks(body, conversation), body.wants_usage
-    keywords = tuple(dict.fromkeys(words + required_spellings(conversation)))
+        _check_without_audio(asked, language)
+    in_chunks, wants_usage = _in_chunks(body, asked), body.wants_usage
     values.clear()
     body.messages.clear()
     body.audio = None  # from here on, base64 is only where it is decoded from
     files = await _files(service, recordings)
     if in_chunks:
-        instructed = None if means_transcription(conversation) else spoken_in(conversation, language)
-        asked = TranscriptionRequest(language, instructed, body.sampling, body.token_limit, keywords)
-        transcription = await service.open(request, model, asked, files[0])
+        instructed = None if means_transcription(asked) else spoken_in(conversation, language)
+        to_write = TranscriptionRequest(language, instructed, body.sampling, body.token_limit, keywords)
+        transcription = await service.open(request, model, to_write, files[0])
         events, close = _answered(transcription.events()), transcription.close
         progress = transcription.progress
     else:

@@ -16,8 +16,9 @@ import numpy as np
 
 import languages
 from api.errors import ApiError, invalid, unsupported
-from api.keywords import listed_words
+from api.keywords import prompted_words
 from audio_processor import SAMPLE_RATE
+from instructions import asks_for_transcript, instructed
 from live import LiveEvent, LiveRequest
 from pcm import Encoding, PcmDecoder, PcmError
 
@@ -175,9 +176,8 @@ def known_language(given: object, param: str) -> str | None:
 
 
 def expected_words(model: LiveModel, prompt: str | None, param: str) -> tuple[str, ...]:
-    """The words of a prompt that is nothing but words. Raises ApiError, naming `param`, for any other prompt to a model
-    that reads none."""
-    words = listed_words(prompt or "")
-    if model.streams and prompt and not words:
+    """The words of a prompt. Raises ApiError, naming `param`, for one that says more to a model that reads none."""
+    words, rest = prompted_words(prompt or "")
+    if model.streams and not asks_for_transcript(instructed(rest)):
         raise unsupported(param, f"{model.name} reads no prompt. Send words to expect, with commas between.")
     return words

@@ -15,7 +15,7 @@ from api import fields
 from api.dialects import speaks_mistral
 from api.errors import ApiError, describe, invalid, unsupported
 from api.formats import FORMATS, Shape, Task
-from api.keywords import listed_words, named_words
+from api.keywords import named_words, prompted_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
 from api.schemas import Transcription, VerboseTranscription
 from api.service import AdmittedRoute, service_of
@@ -56,7 +56,11 @@ FIELDS: dict[str, dict[str, Any]] = {
         "type": "string", "examples": ["en"],
         "description": "what is spoken, ISO 639-1 or an English name; left out: recognised; also alone in `languages`",
     },
-    "prompt": {"type": "string", "description": "names, spellings and style to expect", "examples": ["Lotti, macOS"]},
+    "prompt": {
+        "type": "string", "examples": ["Lotti, macOS"],
+        "description": "names, spellings and style to expect. The words of one that is nothing but words with commas "
+        "between, or that has `Required spellings: [\"Lotti\", \"macOS\"]`, are expected as `keywords` are",
+    },
     "keywords": {**WORDS, "description": "spellings of words that may be said; also `context_bias` and `hotwords`"},
     "response_format": {
         "type": "string", "enum": list(FORMATS), "default": "json", "description": "how the transcript is written down",
@@ -206,8 +210,9 @@ def _token_limit(values: Mapping[str, Any]) -> int | None:
 
 
 def _keywords(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Words to expect by all their names; also those of a prompt that is nothing but words with commas between."""
-    return tuple(dict.fromkeys([*named_words(values), *listed_words(fields.text(values, "prompt") or "")]))
+    """Words to expect by all their names, and those of a prompt."""
+    listed, _ = prompted_words(fields.text(values, "prompt") or "")
+    return tuple(dict.fromkeys(named_words(values) + listed))
 
 
 def _instruction(values: Mapping[str, Any], task: Task, language: str | None) -> Conversation | None:

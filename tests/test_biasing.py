@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.keywords import LONGEST_KEYWORD, MOST_KEYWORDS, listed_words, required_spellings
+from api.keywords import LONGEST_KEYWORD, MOST_KEYWORDS, prompted_words, required_spellings
 from bench.biasing import made_up_words
 from engine.biasing import MARGIN, Borders, KeywordBias, KeywordTree
 from engine.core import Sampling
@@ -170,6 +170,22 @@ def test_every_name_of_the_field_and_a_prompt_of_words_mean_the_same(server: Ser
     assert heard(server, "sounds_like_gray", language="en", **fields)["text"] == "monday grey garden"
 
 
+NOTES = 'Notes on gardens. {}: ["Lotti", "grey"].'
+
+
+@pytest.mark.parametrize("in_json", [False, True], ids=["form", "json"])
+def test_spellings_that_a_prompt_requires_are_written(server: Server, in_json: bool) -> None:
+    def text(prompt: str) -> str:
+        if not in_json:
+            return heard(server, "sounds_like_gray", language="en", prompt=prompt)["text"]
+        audio = base64.b64encode(clip("sounds_like_gray").data).decode()
+        body = {"model": "whisper-1", "file": audio, "language": "en", "prompt": prompt}
+        return server.client.post("/v1/audio/transcriptions", json=body).json()["text"]
+
+    assert text(NOTES.format("Spellings")) == "monday gray garden"
+    assert text(NOTES.format("Required spellings")) == "monday grey garden"
+
+
 def answered(server: Server, name: str, instruction: str, in_part: bool = False, **fields: Any) -> httpx.Response:
     """A chat about a clip: in Lotti's field, which means a transcript, or in a content part."""
     audio = base64.b64encode(clip(name).data).decode()
@@ -188,6 +204,22 @@ def test_spellings_that_lotti_requires_are_written(server: Server, in_part: bool
     usual, required = SKILL_PROMPT, SKILL_PROMPT.replace('"Flutter"', '"grey"')
     assert said(answered(server, "sounds_like_gray", usual, in_part)) == "monday gray garden"
     assert said(answered(server, "sounds_like_gray", required, in_part)) == "monday grey garden"
+
+
+@pytest.mark.parametrize("in_part", [False, True], ids=["field", "part"])
+@pytest.mark.parametrize("content", ["Transcribe this audio.\n\n{}", "{}.\nPlease transcribe the file.", "{}"])
+def test_required_spellings_alone_leave_a_plain_request_one(server: Server, content: str, in_part: bool) -> None:
+    """Transcription mode has five ids around the audio: any instruction would add its own."""
+    instruction = content.format('Required spellings: ["Lotti", "grey"]')
+    answer = answered(server, "sounds_like_gray", instruction, in_part)
+    assert said(answer) == "monday grey garden"
+    assert answer.json()["usage"]["prompt_tokens_details"]["text_tokens"] == 5
+
+
+def test_required_spellings_are_no_plain_chat_without_a_recording(server: Server) -> None:
+    content = 'Transcribe this audio. Required spellings: ["grey"]'
+    body = {"model": "whisper-1", "messages": [{"role": "user", "content": content}]}
+    assert server.client.post("/v1/chat/completions", json=body).json()["error"]["code"] == "missing_audio"
 
 
 @pytest.mark.parametrize("fields", [
@@ -214,28 +246,47 @@ def test_a_form_may_have_a_field_for_each_of_the_most_words(server: Server) -> N
 
 
 def test_a_prompt_is_a_list_of_words_or_an_instruction() -> None:
-    assert listed_words("Lotti, Kubernetes,  New York City") == ("Lotti", "Kubernetes", "New York City")
-    assert listed_words("Kubernetes") == ("Kubernetes",)
+    assert prompted_words("Lotti, Kubernetes,  New York City") == (("Lotti", "Kubernetes", "New York City"), "")
+    assert prompted_words("Kubernetes") == (("Kubernetes",), "")
     for text in ("", "Hello, this is a meeting of Lotti.", "Write it down with care, please", "Names: Lotti"):
-        assert listed_words(text) == ()
+        assert prompted_words(text) == ((), text)
+
+
+def test_a_prompt_may_require_spellings_inside_of_an_instruction() -> None:
+    spellings = 'Required spellings: ["Lotti", " ", "New York City", "Lotti"]'
+    assert prompted_words(f"Notes. {spellings}. Be brief.") == (("Lotti", "New York City"), "Notes.  Be brief.")
+    assert prompted_words(f"{spellings} {spellings.lower()}")[0] == ("Lotti", "New York City", "lotti", "new york city")
+    nearly = 'Required spellings: ["Lotti" "macOS"]'
+    assert prompted_words(nearly) == ((), nearly)
 
 
 def test_what_is_no_word_of_a_prompt_is_left_to_the_model() -> None:
     """Only lists of words are refused for it: Japanese has no spaces, and dictionaries have long terms."""
     prompt = "これは会議の録音です。" * 13
     long = "x" * (LONGEST_KEYWORD + 1)
-    assert listed_words(prompt) == ()
-    assert listed_words(f"Lotti, {long}") == ("Lotti",)
-    assert len(listed_words(",".join(f"w{n}" for n in range(MOST_KEYWORDS + 1)))) == MOST_KEYWORDS
-    spellings = (Slot.AUDIO, f'Required spellings: ["macOS", "{long}"]')
-    assert required_spellings(Conversation((Message("user", spellings),))) == ("macOS",)
+    assert prompted_words(prompt) == ((), prompt)
+    assert prompted_words(f"Lotti, {long}") == (("Lotti",), f"Lotti, {long}")
+    many = ",".join(f"w{n}" for n in range(MOST_KEYWORDS + 1))
+    words, rest = prompted_words(many)
+    assert (len(words), rest) == (MOST_KEYWORDS, many)
+    conversation = Conversation((Message("user", (Slot.AUDIO, f'Required spellings: ["macOS", "{long}"]')),))
+    assert required_spellings(conversation) == (("macOS",), conversation)
 
 
 def test_required_spellings_are_read_only_beside_a_recording() -> None:
     def spellings(text: str, *audio: Slot) -> tuple[str, ...]:
-        return required_spellings(Conversation((Message("user", (*audio, text)),)))
+        return required_spellings(Conversation((Message("user", (*audio, text)),)))[0]
 
     assert spellings(SKILL_PROMPT, Slot.AUDIO) == ("macOS", "iPhone", "Flutter")
     assert spellings(r'Required spellings: ["a \"b\", [c]", "d"] and more', Slot.AUDIO) == ('a "b", [c]', "d")
     assert spellings("Required spellings: [broken", Slot.AUDIO) == ()
     assert spellings(SKILL_PROMPT) == ()
+
+
+def test_required_spellings_are_the_users_and_the_systems_and_nobody_elses() -> None:
+    roles = ("system", "user", "assistant", "user")
+    turns = tuple(Message(role, (f'{n}. Required spellings: ["w{n}"]',)) for n, role in enumerate(roles))
+    asked = Conversation((*turns, Message("user", (Slot.AUDIO,))))
+    words, beside = required_spellings(asked)
+    assert words == ("w0", "w1", "w3")
+    assert [message.parts[0] for message in beside.messages[:-1]] == ["0. ", "1. ", turns[2].parts[0], "3. "]

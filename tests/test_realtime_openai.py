@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -102,6 +103,25 @@ def test_a_prompt_of_words_is_expected_by_models_that_read_no_prompt_and_others_
     with pytest.raises(ApiError, match="reads no prompt"):
         speaker.receive(update({"transcription": {"prompt": "This is a talk. It is about birds."}}))
     assert speaker.request.keywords == ("Lotti", "macOS")
+
+
+@pytest.mark.parametrize("spellings", ['Required spellings: ["Lotti", "macOS"]', "Lotti, macOS"])
+def test_words_of_a_prompt_are_expected_by_every_model(spellings: str) -> None:
+    for model, prompt in (("whisper-1", spellings), ("live", None)):
+        speaker = dialect(model)
+        updated(speaker, update({"transcription": {"prompt": spellings, "keywords": ["Ada"]}}))
+        assert (speaker.request.prompt, speaker.request.keywords) == (prompt, ("Ada", "Lotti", "macOS"))
+
+
+@pytest.mark.parametrize(("prompt", "refused"), [
+    ('Transcribe this audio. Required spellings: ["Lotti"]', False), ("Please transcribe the audio.", False),
+    ('Remove filler words. Required spellings: ["Lotti"]', True), ("Lotti, " + "x" * 101, True),
+    ('Required spellings: ["Lotti" "macOS"]', True),
+])  # fmt: skip
+def test_what_a_prompt_says_beside_its_words_must_be_done_or_is_refused(prompt: str, refused: bool) -> None:
+    speaker = dialect("live")
+    with pytest.raises(ApiError, match="reads no prompt") if refused else nullcontext():
+        speaker.receive(update({"transcription": {"prompt": prompt}}))
 
 
 INPUT = "session.audio.input"

@@ -70,10 +70,10 @@ def test_what_is_left_of_an_utterance_that_has_failed_is_one_of_its_own() -> Non
 
 def test_what_newer_clients_ask_for_is_done_and_told() -> None:
     speaker = VLLMDialect(TERMS)
-    words = {"hotwords": "Lotti,macOS", "prompt": "Spoken by Ada."}
+    words = {"hotwords": "Lotti,macOS", "prompt": 'Spoken by Ada. Required spellings: ["grey"]'}
     (answer,) = said(speaker.receive(UPDATE | words | {"language": "german", "include": ["logprobs"]}))
     assert answer.items() >= {"type": "session.updated", "model": "whisper-1", "language": "de"}.items()
-    assert (speaker.request.keywords, speaker.request.prompt) == (("Lotti", "macOS"), "Spoken by Ada.")
+    assert (speaker.request.keywords, speaker.request.prompt) == (("Lotti", "macOS", "grey"), words["prompt"])
     (delta,) = said(speaker.heard(LiveText(0, " red", (TOKEN,))))
     assert delta["logprobs"][0]["token"] == " red"
 
