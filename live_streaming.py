@@ -118,7 +118,13 @@ class StreamingSession(ListeningSession):
     @property
     def behind(self) -> float:
         """Less than two steps wait in the stream for what comes after them."""
-        return (self._stream.backlog + (self.fed - self._sent if self._hears else 0)) / SAMPLE_RATE
+        return (self._late + (self.fed - self._sent if self._hears else 0)) / SAMPLE_RATE
+
+    @property
+    def _late(self) -> int:
+        """Samples that the stream has beyond an interval, for the rest of which the model waits and not they for it."""
+        interval_ms = self._stream.options.interval_ms or 0
+        return max(0, self._stream.backlog - interval_ms * SAMPLE_RATE // 1000)
 
     @property
     def _hears(self) -> bool:
@@ -131,7 +137,7 @@ class StreamingSession(ListeningSession):
     def _heard_all(self) -> None:
         paused = self._turns is not None and self._turns.paused
         waits = paused and self._sent == self._flushed
-        catches_up = self._stream.backlog > self._settings.realtime_backlog_soft_seconds * SAMPLE_RATE
+        catches_up = self._late > self._settings.realtime_backlog_soft_seconds * SAMPLE_RATE
         if self._hears and not waits and (not catches_up or self.fed - self._sent >= CATCHING_UP):
             self._send(self.fed)
         if paused and self._writing.number == self._number:

@@ -176,7 +176,8 @@ class ScriptedStreams:
         if kind == "feed":
             heard.audio = np.concatenate([heard.audio, given])
             heard.pieces.append(len(given))
-            self._tell(stream, len(heard.audio) - stream.options.delay_ms * 16)
+            if stream.backlog >= (stream.options.interval_ms or 0) * 16:
+                self._tell(stream, len(heard.audio) - stream.options.delay_ms * 16)
         elif kind == "keywords":
             heard.keywords.append(given)
         elif kind == "cancel":

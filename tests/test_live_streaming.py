@@ -26,7 +26,7 @@ from live import (
     UtteranceDone,
 )
 from replacements import Replacements
-from tests.listening import SILENCE, Desk, ScriptedStreams, ears, hear, of, told, until
+from tests.listening import SILENCE, Clock, Desk, ScriptedStreams, ears, hear, of, told, until
 from tests.realtime import noise, write_random_model
 from tests.scripted import WORDS, spoken
 from tests.speech import SAMPLE_RATE
@@ -265,6 +265,21 @@ async def test_a_model_that_is_behind_hears_more_at_once() -> None:
         assert session.behind == 6
         await session.close()
         assert streams.streams.popitem()[1].cancelled
+
+
+@pytest.mark.parametrize("paced", [False, True])
+async def test_a_model_that_waits_for_its_interval_is_not_behind(paced: bool) -> None:
+    async with Desk(ScriptedStreams(), realtime_backlog_seconds=3) as desk:
+        session = await desk.open(interval_ms=5000)
+        clock, reading = Clock(session), asyncio.create_task(told(session))
+        async with asyncio.timeout(20):
+            for piece in np.split(spoken(WORDS[:9]), 90):
+                clock.turn(0.1 if paced else 0)
+                await session.feed(piece)
+        assert session.behind == 0
+        await session.finish()
+        assert texts(await reading) == [" ".join(WORDS[:9])]
+        await session.close()
 
 
 async def test_a_stream_that_fails_ends_the_session_after_what_was_heard() -> None:
