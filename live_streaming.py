@@ -118,7 +118,8 @@ class StreamingSession(ListeningSession):
     @property
     def behind(self) -> float:
         """Less than two steps wait in the stream for what comes after them."""
-        return (self._late + (self.fed - self._sent if self._hears else 0)) / SAMPLE_RATE
+        unsent = self.fed - self._sent if self._hears and not self._waits else 0
+        return (self._late + unsent) / SAMPLE_RATE
 
     @property
     def _late(self) -> int:
@@ -131,16 +132,23 @@ class StreamingSession(ListeningSession):
         """Whether what is spoken now is for the model."""
         return self._in_turn or not self._turns
 
+    @property
+    def _waits(self) -> bool:
+        """Whether what is in a pause is kept from the model. Where it lasts longer than silence that ends a turn, it is
+        no silence: sound between the bars of turn detection goes on for as long as it likes."""
+        turns = self.request.turn_detection
+        if not (turns and self._turns and self._turns.paused and self._sent == self._flushed):
+            return False
+        return self.fed - self._sent <= turns.silence_ms(sentence_ended=False) * SAMPLE_RATE / 1000
+
     def _add(self, samples: np.ndarray) -> None:
         self._tape.add(samples)
 
     def _heard_all(self) -> None:
-        paused = self._turns is not None and self._turns.paused
-        waits = paused and self._sent == self._flushed
         catches_up = self._late > self._settings.realtime_backlog_soft_seconds * SAMPLE_RATE
-        if self._hears and not waits and (not catches_up or self.fed - self._sent >= CATCHING_UP):
+        if self._hears and not self._waits and (not catches_up or self.fed - self._sent >= CATCHING_UP):
             self._send(self.fed)
-        if paused and self._writing.number == self._number:
+        if self._turns and self._turns.paused and self._writing.number == self._number:
             self._turns.sentence_ended = bool(SENTENCE_END.search(self._writing.text))
         self._tape.forget(self._sent if self._hears else self._turns.earliest)
 

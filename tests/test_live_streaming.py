@@ -202,6 +202,21 @@ async def test_what_is_murmured_in_a_pause_is_heard_before_a_timeout_ends_the_tu
         await session.close()
 
 
+async def test_what_is_murmured_without_end_is_heard_while_the_turn_is_paused_and_nobody_waits() -> None:
+    detection = TurnDetection(silence_duration_ms=1000, eager_end_threshold=0.9, end_threshold=0.1)
+    streams, murmur = ScriptedStreams(), np.tile(spoken(["window"])[: SAMPLE_RATE // 2], 16)
+    async with Desk(streams, realtime_backlog_seconds=3) as desk:
+        session = await desk.open(turn_detection=detection, delay_ms=960)
+        reading = asyncio.create_task(told(session))
+        async with asyncio.timeout(20):
+            await hear(session, np.concatenate([spoken(WORDS[:1]), murmur]))
+        assert (session._turns.paused, session.behind) == (True, 0)
+        assert np.count_nonzero(streams.heard.audio) == np.count_nonzero(spoken(WORDS[:1])) + len(murmur)
+        await session.finish()
+        assert texts(await reading) == [f"{WORDS[0]} window"]
+        await session.close()
+
+
 async def test_one_session_more_than_there_is_memory_for_is_refused_until_one_is_closed() -> None:
     async with Desk(ScriptedStreams()) as desk:
         desk.worker.backend.most_streams = 2
