@@ -138,19 +138,19 @@ class Tape:
 
     def __init__(self) -> None:
         self._blocks: deque[np.ndarray] = deque()
-        self._start = self.end = 0
+        self.start = self.end = 0
 
     def add(self, block: np.ndarray) -> None:
         self._blocks.append(block)
         self.end += len(block)
 
     def read(self, start: int, end: int) -> np.ndarray:
-        return np.concatenate(self._blocks)[start - self._start : end - self._start].copy()
+        return np.concatenate(self._blocks)[start - self.start : end - self.start].copy()
 
     def forget(self, before: int) -> None:
         """Drop the blocks that end before this sample."""
-        while self._blocks and self._start + len(self._blocks[0]) <= before:
-            self._start += len(self._blocks.popleft())
+        while self._blocks and self.start + len(self._blocks[0]) <= before:
+            self.start += len(self._blocks.popleft())
 
 
 class Packer:

@@ -172,7 +172,11 @@ class LiveSession(ABC):
 
     @abstractmethod
     async def commit(self) -> None:
-        """End the utterance here, whatever turn detection says. Raises LiveError commit_empty."""
+        """End the utterance here, whatever turn detection says. Raises LiveError commit_empty.
+
+        Where there is no turn, the 4B hears what came since the last one, but no more of it than half of
+        REALTIME_BACKLOG_SECONDS; of recordings what is no speech is always left out, and so it is here.
+        """
 
     @abstractmethod
     async def clear(self) -> None:

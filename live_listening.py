@@ -73,6 +73,11 @@ class ListeningSession(LiveSession):
     # Hooks.
 
     @property
+    def _earliest(self) -> int:
+        """The first sample that an utterance can have which ends now."""
+        return 0
+
+    @property
     @abstractmethod
     def behind(self) -> float:
         """Seconds of audio that wait for the model."""
@@ -196,6 +201,7 @@ class ListeningSession(LiveSession):
 
     def _cut(self) -> None:
         """The utterance at hand ends here."""
+        self._begin = max(self._begin, self._earliest)
         if self._turns:
             self._turns.cut(self.fed)
         self._end(self.fed, self.fed)

@@ -1,6 +1,7 @@
 """Live sessions of a model that writes while it hears.
 
-With turn detection the model hears turns only, so that nothing is computed while nobody speaks. Where a turn ends it is
+With turn detection the model hears turns only, so that nothing is computed while nobody speaks, and what else somebody
+commits by hand. Where a turn ends it is
 flushed: the last words come at once and not after its delay. Where the delay is long it is flushed in a pause that may
 end a turn, and what is in the pause waits, to be heard if the turn goes on.
 """
@@ -60,6 +61,8 @@ class StreamingSession(ListeningSession):
         self._model, self._worker, self._replacements = model, worker, replacements
         self._tokenizer = worker.backend.tokenizer
         self._tape = Tape()
+        # Samples of what is in no turn, in case that it is committed by hand.
+        self._kept = int(around.settings.realtime_backlog_seconds / 2 * SAMPLE_RATE)
         self._sent = self._flushed = 0  # up to where the stream was fed, and flushed, in samples of the session
         self._in_turn = False
         self._writing: _Utterance
@@ -128,6 +131,10 @@ class StreamingSession(ListeningSession):
         return max(0, self._stream.backlog - interval_ms * SAMPLE_RATE // 1000)
 
     @property
+    def _earliest(self) -> int:
+        return 0 if self._hears else self._tape.start
+
+    @property
     def _hears(self) -> bool:
         """Whether what is spoken now is for the model."""
         return self._in_turn or not self._turns
@@ -150,7 +157,7 @@ class StreamingSession(ListeningSession):
             self._send(self.fed)
         if self._turns and self._turns.paused and self._writing.number == self._number:
             self._turns.sentence_ended = bool(SENTENCE_END.search(self._writing.text))
-        self._tape.forget(self._sent if self._hears else self._turns.earliest)
+        self._tape.forget(self._sent if self._hears else min(self._turns.earliest, self.fed - self._kept))
 
     def _send(self, until: int) -> None:
         if until > self._sent:
@@ -175,7 +182,9 @@ class StreamingSession(ListeningSession):
 
     def _utterance_ended(self, number: int, start: int, end: int, last: int) -> None:
         """What is behind a pause is silence, unless `last` says that there was something after all."""
-        if self._hears and last > self._flushed:
+        if not self._hears:
+            self._go_on_at(start)
+        if last > self._flushed:
             self._send(end)
         self._set("ended", number, (start, end))
         self._leave_turn(end)

@@ -31,6 +31,7 @@ from tests.realtime import noise, write_random_model
 from tests.scripted import WORDS, spoken
 from tests.speech import SAMPLE_RATE
 from turns import TurnDetection
+from voice_activity import FRAME
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("ears")]
 _ = ears
@@ -140,6 +141,28 @@ async def test_a_commit_within_a_turn_and_a_switch_to_manual_end_it_there() -> N
         assert texts(events) == list(WORDS[:4])
         starts = [done.transcript.words[0].start_ms for done in of(events, UtteranceDone)]
         assert starts == [1000, 3000, 5000, 6000]
+        await session.close()
+
+
+@pytest.mark.parametrize(("silent", "heard_ms"), [(0, 3000), (8, 10_000)])
+async def test_what_is_in_no_turn_is_heard_when_it_is_committed_by_hand(silent: int, heard_ms: int) -> None:
+    """Of long silence only the end: so much audio waits for the model as may wait."""
+    murmur = np.pad(spoken(["window"])[: 21 * FRAME], (0, 3 * SAMPLE_RATE - 21 * FRAME))  # no frame is half of it
+    async with Desk(ScriptedStreams(), realtime_backlog_seconds=20) as desk:
+        session = await desk.open(turn_detection=TurnDetection(threshold=0.8))
+        reading = asyncio.create_task(told(session))
+        await hear(session, np.concatenate([np.tile(SILENCE, silent), murmur]))
+        await session.commit()
+        await hear(session, np.concatenate([SILENCE, spoken(WORDS[:1]), SILENCE]))
+        await session.finish()
+        events = await reading
+        assert texts(events) == ["window", WORDS[0]]
+        by_hand, _ = of(events, Committed)
+        assert by_hand.end_ms == 1000 * (silent + 3)
+        assert by_hand.end_ms - by_hand.start_ms == heard_ms
+        assert of(events, UtteranceDone)[0].transcript.usage.audio_ms == heard_ms
+        (word,), (later,) = (done.transcript.words for done in of(events, UtteranceDone))
+        assert (word.start_ms, later.start_ms) == (1000 * silent, 1000 * (silent + 4))
         await session.close()
 
 
