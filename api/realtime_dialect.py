@@ -1,4 +1,5 @@
-"""What the dialects of the realtime sockets share: what they tell the adapter to do, and how audio comes in.
+"""What the dialects of the realtime sockets share: what they tell the adapter to do, how audio comes in, and how what a
+client writes is checked.
 
 A dialect is a state machine without a socket: events of a client and of a live session go in, actions come out, which
 the adapter carries out one after another.
@@ -8,16 +9,18 @@ from __future__ import annotations
 
 import base64
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import languages
-from api.errors import ApiError, invalid, unsupported
+from api.errors import ApiError, from_validation, invalid, unsupported
 from api.keywords import prompted_words
 from audio_processor import SAMPLE_RATE
+from engine.live import DELAYS_MS
 from instructions import asks_for_transcript, instructed
 from live import LiveEvent, LiveRequest
 from pcm import Encoding, PcmDecoder, PcmError
@@ -156,6 +159,43 @@ class AudioInput:
     def _feed(self, samples: np.ndarray) -> list[Action]:
         self._samples += len(samples)
         return [Feed(samples)] if len(samples) else []
+
+
+class Asked(BaseModel):
+    """What a client writes. A field that is not known is refused, as OpenAI does: one that is misspelled would be left
+    undone. Null asks for nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if name in cls.model_fields or value is not None}
+
+
+def _trained_for(delay_ms: int) -> int:
+    if delay_ms not in DELAYS_MS:
+        raise ValueError("it can be 80 to 1200 in steps of 80, or 2400")
+    return delay_ms
+
+
+# What every dialect can ask of a realtime model; LiveRequest says what they are.
+DelayMs = Annotated[int, AfterValidator(_trained_for)]
+IntervalMs = Annotated[int, Field(ge=80, le=5_000)]
+TopLogprobs = Annotated[int, Field(ge=0, le=5)]
+FIXED = ("delay_ms", "interval_ms", "top_logprobs")  # once audio was heard
+
+
+def wrong_field(problem: ValidationError, *above: str, tags: Container[str] = ()) -> ApiError:
+    """The first thing that is wrong. `above`: where what was checked stands in the event; `tags` stand in none."""
+    error = problem.errors()[0]
+    path = (*above, *(part for part in error["loc"] if part not in tags))
+    if error["type"] != "extra_forbidden":
+        return from_validation([error | {"loc": path}])
+    name = ".".join(map(str, path))
+    return ApiError(400, f"Unknown parameter: '{name}'. Leave it out.", param=name, code="unknown_parameter")
 
 
 def typed(event: dict[str, Any]) -> str:

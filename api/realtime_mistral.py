@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from api.errors import ApiError, describe, from_validation, invalid, unsupported
+from api.errors import ApiError, describe, invalid, unsupported
 from api.keywords import keywords_of
 from api.realtime_dialect import (
     Action,
+    Asked,
     AudioInput,
     Close,
+    DelayMs,
     Dialect,
     Finish,
     Flush,
+    IntervalMs,
     LiveModel,
     Send,
     Terms,
+    TopLogprobs,
     Update,
     known_language,
     typed,
+    wrong_field,
 )  # fmt: skip
 from api.times import seconds
-from api.transcription_wire import token_usage
-from engine.live import DELAYS_MS
+from api.transcription_wire import logprobs, token_usage
 from live import (
     LiveEvent,
     LiveRequest,
@@ -42,15 +46,16 @@ from turns import TurnDetection
 
 MOST_BYTES = 262_144  # of audio in one event
 DELAY_MS = 480
-FIXED = ("audio_format", "target_streaming_delay_ms", "turn_detection")  # once audio was heard
+# Once audio was heard.
+FIXED = ("audio_format", "target_streaming_delay_ms", "turn_detection", "interval_ms", "top_logprobs")
 
 
-class AudioFormat(BaseModel):
+class AudioFormat(Asked):
     encoding: Encoding = "pcm_s16le"
     sample_rate: int = Field(16_000, ge=8_000, le=48_000)
 
 
-class Turns(BaseModel):
+class Turns(Asked):
     start_threshold: float = Field(0.5, ge=0, le=1)
     eager_end_threshold: float = Field(0.5, ge=0, le=1)
     end_threshold: float = Field(0.33, ge=0, le=1)
@@ -58,29 +63,32 @@ class Turns(BaseModel):
     end_timeout_ms: int | None = Field(None, ge=0, le=60_000)
 
 
-class SessionConfig(BaseModel):
+class SessionConfig(Asked):
+    # Shown beside the configuration, so that clients may send them back.
+    request_id: str | None = Field(None, exclude=True)
+    model: str | None = Field(None, exclude=True)
     audio_format: AudioFormat = AudioFormat()
-    target_streaming_delay_ms: int = DELAY_MS
+    target_streaming_delay_ms: DelayMs = DELAY_MS
     diarize: bool | None = None
     context_bias: list[str] | None = None
     language: str | None = None
     speaker_references: dict[str, str] | None = None
     turn_detection: Turns | None = None
+    # Not Mistral's: audio that is heard at once, and how many likeliest tokens are told beside each.
+    interval_ms: IntervalMs | None = None
+    top_logprobs: TopLogprobs | None = None
 
     @field_validator("audio_format", "target_streaming_delay_ms", mode="before")
     @classmethod
     def _null_is_the_default(cls, value: object, info: ValidationInfo) -> object:
         return cls.model_fields[info.field_name].default if value is None else value
 
-    @field_validator("target_streaming_delay_ms")
-    @classmethod
-    def _trained_for(cls, value: int) -> int:
-        if value not in DELAYS_MS:
-            raise ValueError("it can be 80 to 1200 in steps of 80, or 2400")
-        return value
-
     def request(self, model: LiveModel) -> LiveRequest:
         """Raises ApiError for what cannot be done."""
+        if self.model not in (None, model.name):
+            raise unsupported(
+                "session.model", f"{model.name} transcribes, not '{self.model}'. Name a model in the address."
+            )
         for name in ("diarize", "speaker_references"):
             if getattr(self, name):
                 raise unsupported(f"session.{name}", f"Voxtral does not tell speakers apart. Leave {name} out.")
@@ -88,6 +96,8 @@ class SessionConfig(BaseModel):
             language=known_language(self.language, "session.language"),
             keywords=keywords_of(self.context_bias or [], "session.context_bias"),
             delay_ms=self.target_streaming_delay_ms if model.streams else None,
+            interval_ms=self.interval_ms,
+            top_logprobs=self.top_logprobs or 0,
             timing="segments",
             turn_detection=self._turns(),
         )
@@ -127,7 +137,8 @@ class MistralDialect(Dialect):
 
     def _told(self, what: str) -> Send:
         shown = self._config.model_dump() | {"request_id": self._terms.id, "model": self.model.name}
-        shown["target_streaming_delay_ms"] = self.request.delay_ms  # null where the model has none
+        if not self.model.streams:
+            shown |= {"target_streaming_delay_ms": None, "interval_ms": None}  # which mean nothing to it
         return Send({"type": f"session.{what}", "session": shown})
 
     def receive(self, event: dict[str, Any]) -> list[Action]:
@@ -156,8 +167,7 @@ class MistralDialect(Dialect):
         try:
             config = SessionConfig.model_validate(self._config.model_dump() | change)
         except ValidationError as problem:
-            error = problem.errors()[0]
-            raise from_validation([error | {"loc": ("session", *error["loc"])}]) from None
+            raise wrong_field(problem, "session") from None
         request = config.request(self.model)
         changed = [name for name in FIXED if getattr(config, name) != getattr(self._config, name)]
         if self._audio.began and changed:
@@ -181,7 +191,8 @@ class MistralDialect(Dialect):
         apart = self._text and event.utterance != self._utterance and not event.text[:1].isspace()
         text, self._utterance = f" {event.text}" if apart else event.text, event.utterance
         self._text += text
-        return Send({"type": "transcription.text.delta", "text": text})
+        scores = {"logprobs": logprobs(event.tokens)} if self.request.top_logprobs else {}
+        return Send({"type": "transcription.text.delta", "text": text, **scores})
 
     def _done(self, heard: Transcript) -> list[Action]:
         self._usage += heard.usage

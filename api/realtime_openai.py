@@ -9,7 +9,19 @@ from typing import Any
 from uuid import uuid4
 
 from api.errors import ApiError, describe, invalid
-from api.realtime_dialect import Action, AudioInput, Clear, Commit, Dialect, LiveModel, Send, Terms, Update, typed
+from api.realtime_dialect import (
+    FIXED,
+    Action,
+    AudioInput,
+    Clear,
+    Commit,
+    Dialect,
+    LiveModel,
+    Send,
+    Terms,
+    Update,
+    typed,
+)  # fmt: skip
 from api.realtime_openai_session import SessionConfig, flat_error, from_flat, is_flat, to_flat
 from api.transcription_wire import language_codes, logprobs, token_usage
 from live import Committed, LiveEvent, LiveText, SpeechStarted, SpeechStopped, UtteranceDone, UtteranceFailed
@@ -18,7 +30,6 @@ from transcript import TextToken
 MOST_BYTES = 15 * 1024 * 1024  # of audio in one event
 LEAST_COMMIT_MS = 100
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
-FIXED = ("delay", "delay_ms", "interval_ms", "top_logprobs")  # once audio was heard
 
 
 class OpenAIDialect(Dialect):
@@ -48,7 +59,7 @@ class OpenAIDialect(Dialect):
 
     def _check_fixed(self, config: SessionConfig, changes_model: bool) -> None:
         before, after = self._config.audio.input.transcription, config.audio.input.transcription
-        changed = [name for name in FIXED if getattr(before, name) != getattr(after, name)]
+        changed = [name for name in ("delay", *FIXED) if getattr(before, name) != getattr(after, name)]
         if changed or changes_model:
             name = f"session.audio.input.transcription.{'model' if changes_model else changed[0]}"
             raise invalid(name, f"{name} cannot change once there was audio. Open another session for it.")
@@ -150,4 +161,5 @@ class OpenAIDialect(Dialect):
         return self._item(event) | {"content_index": 0}
 
     def _scores(self, tokens: tuple[TextToken, ...]) -> dict[str, Any]:
-        return {"logprobs": logprobs(tokens)} if self._config.include else {}
+        asked = self._config.include or self.request.top_logprobs
+        return {"logprobs": logprobs(tokens)} if asked else {}

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from api.errors import ApiError, from_validation, invalid, unsupported
+from api.errors import ApiError, invalid, unsupported
 from api.keywords import keywords_of
-from api.realtime_dialect import LiveModel, expected_words, known_language
-from engine.live import DELAYS_MS as TRAINED_FOR_MS
+from api.realtime_dialect import (
+    Asked,
+    DelayMs,
+    IntervalMs,
+    LiveModel,
+    TopLogprobs,
+    expected_words,
+    known_language,
+    wrong_field,
+)  # fmt: skip
 from live import LiveRequest
 from pcm import Encoding
 from turns import Eagerness, TurnDetection
@@ -25,15 +33,17 @@ ENCODINGS: dict[str, tuple[Encoding, int]] = {
 }  # fmt: skip
 ONLY_TRANSCRIBES = "This server transcribes and does not answer."
 # What a conversation is asked for, and a transcription would leave undone.
-OF_CONVERSATIONS = ("instructions", "tools", "voice", "output_audio_format")
+OF_CONVERSATIONS = ("instructions", "tools", "voice", "output_audio_format", "prompt", "temperature", "tracing")
+# What OpenAI shows of a session beside its configuration, so that clients may send it back.
+SHOWN = ("id", "object", "expires_at", "client_secret", "modalities")
 
 
-class Format(BaseModel):
+class Format(Asked):
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
     rate: int | None = Field(None, ge=8_000, le=48_000)
 
 
-class Transcription(BaseModel):
+class Transcription(Asked):
     model: str | None = None
     language: str | None = None
     languages: list[str] | None = None
@@ -42,15 +52,16 @@ class Transcription(BaseModel):
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
     # Not OpenAI's: the delay as a number, audio that is heard at once, and how many likeliest tokens stand beside each
     # in `logprobs`.
-    delay_ms: int | None = None
-    interval_ms: int | None = Field(None, ge=80, le=5_000)
-    top_logprobs: int | None = Field(None, ge=0, le=5)
+    delay_ms: DelayMs | None = None
+    interval_ms: IntervalMs | None = None
+    top_logprobs: TopLogprobs | None = None
+    diarize: Literal[False] | None = Field(None, exclude=True)
 
     @field_validator("delay_ms")
     @classmethod
-    def _trained_for(cls, value: int | None) -> int | None:
-        if value is not None and value not in TRAINED_FOR_MS:
-            raise ValueError("it can be 80 to 1200 in steps of 80, or 2400")
+    def _one_delay(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("delay"):
+            raise ValueError("delay stands beside it. Send null for one of them")
         return value
 
     @property
@@ -58,20 +69,27 @@ class Transcription(BaseModel):
         return self.delay_ms or (DELAYS_MS[self.delay] if self.delay else None)
 
 
-class ServerVad(BaseModel):
+class Vad(Asked):
+    """These two mean nothing where nobody answers."""
+
+    create_response: bool | None = Field(None, exclude=True)
+    interrupt_response: bool | None = Field(None, exclude=True)
+
+
+class ServerVad(Vad):
     type: Literal["server_vad"]
     threshold: float = Field(0.5, ge=0, le=1)
     prefix_padding_ms: int = Field(300, ge=0, le=10_000)
     silence_duration_ms: int = Field(500, ge=0, le=60_000)
-    idle_timeout_ms: None = None
+    idle_timeout_ms: None = Field(None, exclude=True)
 
 
-class SemanticVad(BaseModel):
+class SemanticVad(Vad):
     type: Literal["semantic_vad"]
     eagerness: Eagerness = "auto"
 
 
-class Input(BaseModel):
+class Input(Asked):
     format: Format = Format()
     transcription: Transcription = Transcription()
     noise_reduction: None = None
@@ -80,12 +98,13 @@ class Input(BaseModel):
     )
 
 
-class Audio(BaseModel):
+class Audio(Asked):
     input: Input = Input()
 
 
-class SessionConfig(BaseModel):
+class SessionConfig(Asked):
     type: Literal["transcription"] = "transcription"
+    model: str | None = Field(None, exclude=True)  # a conversation's; it may say again which one transcribes
     include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
     audio: Audio = Audio()
 
@@ -93,12 +112,11 @@ class SessionConfig(BaseModel):
         """With a client's partial update: what it leaves out stays, and null switches off. Raises ApiError."""
         _refuse_conversations(change)
         _refuse_flat(change)
+        change = {name: value for name, value in change.items() if name not in (*OF_CONVERSATIONS, *SHOWN)}
         try:
             return SessionConfig.model_validate(_merged(self.model_dump(), change))
         except ValidationError as problem:
-            error = problem.errors()[0]
-            error["loc"] = ("session", *(part for part in error["loc"] if part not in ("server_vad", "semantic_vad")))
-            raise _explained(from_validation([error])) from None
+            raise _explained(wrong_field(problem, "session", tags=("server_vad", "semantic_vad"))) from None
 
     @property
     def encoding(self) -> tuple[Encoding, int]:
@@ -107,6 +125,10 @@ class SessionConfig(BaseModel):
 
     def request(self, model: LiveModel) -> LiveRequest:
         """What this asks of a model. Raises ApiError for what the model cannot do."""
+        if self.model not in (None, model.name):
+            raise unsupported(
+                "session.model", f"{model.name} transcribes, not '{self.model}'. Name a model as {TRANSCRIPTION}.model."
+            )
         asked = self.audio.input.transcription
         words = keywords_of(asked.keywords or [], f"{TRANSCRIPTION}.keywords")
         words += expected_words(model, asked.prompt, f"{TRANSCRIPTION}.prompt")
@@ -134,8 +156,6 @@ class SessionConfig(BaseModel):
         heard["transcription"]["model"] = model.name
         if not model.streams:
             heard["transcription"] |= {"delay": None, "delay_ms": None, "interval_ms": None}
-        if heard["turn_detection"]:
-            heard["turn_detection"].pop("idle_timeout_ms", None)
         return shown
 
 
@@ -147,10 +167,16 @@ def _refuse_conversations(change: dict[str, Any]) -> None:
             raise unsupported(f"session.{name}", f"{ONLY_TRANSCRIBES} Leave session.{name} out.")
 
 
+# Of two that say the same, the one that came last holds.
+EITHER = {"delay": "delay_ms", "delay_ms": "delay", "language": "languages", "languages": "language"}
+
+
 def _merged(old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """Objects are merged, unless they become of another type; everything else is replaced."""
     result = dict(old)
     for name, value in change.items():
+        if name in EITHER and value is not None:
+            result[EITHER[name]] = change.get(EITHER[name])
         before = old.get(name)
         alike = isinstance(before, dict) and isinstance(value, dict)
         if alike and value.get("type", before.get("type")) == before.get("type"):
@@ -164,6 +190,7 @@ def _merged(old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 REMEDIES = {
     "noise_reduction": "Noise is not reduced here: Voxtral hears speech as it is. Send null, or leave it out.",
     "idle_timeout_ms": "A transcription has no answers that a timeout could trigger. Leave it out.",
+    "diarize": "Voxtral does not tell speakers apart. Leave it out.",
     "transcription": "A transcription cannot be switched off. Leave transcription out, or close the session.",
 }  # fmt: skip
 
@@ -177,12 +204,13 @@ def _explained(error: ApiError) -> ApiError:
 
 def _language(asked: Transcription) -> str | None:
     """ISO 639-1 of the one language that was named. Raises ApiError."""
-    if len(asked.languages or []) > 1:
+    given = [asked.language, *(asked.languages or [])]
+    codes = {known_language(each, f"{TRANSCRIPTION}.language") for each in given} - {None}
+    if len(codes) > 1:
         raise unsupported(
             f"{TRANSCRIPTION}.languages", "Voxtral can be told one language at most. Send one, or leave languages out."
         )
-    given = asked.language or next(iter(asked.languages or []), None)
-    return known_language(given, f"{TRANSCRIPTION}.language")
+    return next(iter(codes), None)
 
 
 FLAT = {

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+
 from api import fields
 from api.errors import ApiError, describe, invalid, unsupported
 from api.keywords import keywords_of
 from api.realtime_dialect import (
+    FIXED,
     Action,
+    Asked,
     AudioInput,
     Clear,
     Commit,
+    DelayMs,
     Dialect,
+    IntervalMs,
+    LiveModel,
     Send,
     Terms,
+    TopLogprobs,
     Update,
     expected_words,
     known_language,
     typed,
+    wrong_field,
 )  # fmt: skip
 from api.realtime_openai import LEAST_COMMIT_MS, MOST_BYTES
 from api.transcription_wire import logprobs
@@ -29,13 +38,54 @@ from transcript import Usage
 INCLUDE = ("logprobs", "item.input_audio_transcription.logprobs")
 
 
+class SessionConfig(Asked):
+    """What updates have asked for: what one leaves out stays."""
+
+    language: str | None = None
+    prompt: str | None = Field(None, max_length=20_000)
+    hotwords: list[str] = Field([])
+    include: list[str] = Field([])
+    # Not vLLM's, which has one delay for all.
+    delay_ms: DelayMs | None = None
+    interval_ms: IntervalMs | None = None
+    top_logprobs: TopLogprobs | None = None
+
+    @field_validator("hotwords", "include", mode="before")
+    @classmethod
+    def _listed(cls, value: object, info: ValidationInfo) -> list[str]:
+        """Raises ApiError."""
+        return fields.listed({info.field_name: value}, info.field_name)
+
+    def updated(self, event: dict[str, Any]) -> SessionConfig:
+        """Raises ApiError."""
+        change = {name: value for name, value in event.items() if name not in ("type", "event_id", "model")}
+        try:
+            return SessionConfig.model_validate(self.model_dump() | change)
+        except ValidationError as problem:
+            raise wrong_field(problem) from None
+
+    def request(self, model: LiveModel) -> LiveRequest:
+        """Raises ApiError for what the model cannot do."""
+        if unknown := [item for item in self.include if item not in INCLUDE]:
+            raise unsupported("include", f"include may hold '{INCLUDE[0]}', not '{unknown[0]}'.")
+        words = keywords_of(self.hotwords, "hotwords") + expected_words(model, self.prompt, "prompt")
+        return LiveRequest(
+            language=known_language(self.language, "language"),
+            prompt=None if model.streams else self.prompt or None,
+            keywords=tuple(dict.fromkeys(words)),
+            delay_ms=self.delay_ms if model.streams else None,
+            interval_ms=self.interval_ms,
+            top_logprobs=self.top_logprobs or 0,
+        )
+
+
 class VLLMDialect(Dialect):
     """Begins with the first update. The hello before it is OpenAI's, in which vLLM's is contained."""
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self.model, self.request = terms.find(None), LiveRequest()
-        self._validated = self._logprobs = False
+        self._config, self._validated = SessionConfig(), False
         self._audio = AudioInput("pcm_s16le", 16_000, MOST_BYTES)
         self._ended_ms = 0  # of the audio, where the utterance before ended
         self._unanswered: deque[bool] = deque()  # utterances that have ended, and whether there is anything to hear
@@ -59,16 +109,20 @@ class VLLMDialect(Dialect):
         model = self._terms.find(name)
         if self._audio.began and model != self.model:
             raise invalid("model", "model cannot change once there was audio. Open another session for it.")
-        include = fields.listed(event, "include")
-        if unknown := [item for item in include if item not in INCLUDE]:
-            raise unsupported("include", f"include may hold '{INCLUDE[0]}', not '{unknown[0]}'.")
-        prompt = fields.text(event, "prompt")
-        words = keywords_of(fields.listed(event, "hotwords"), "hotwords") + expected_words(model, prompt, "prompt")
-        language = known_language(event.get("language"), "language")
-        self.request = LiveRequest(language, None if model.streams else prompt, tuple(dict.fromkeys(words)))
-        self.model, self._validated, self._logprobs = model, True, bool(include)
-        effective = {"model": model.name, "language": language, "prompt": self.request.prompt, "include": include}
-        return [Update(), Send({"type": "session.updated", "id": self._terms.id, **effective})]
+        config = self._config.updated(event)
+        request = config.request(model)
+        changed = [name for name in FIXED if getattr(config, name) != getattr(self._config, name)]
+        if self._audio.began and changed:
+            raise invalid(changed[0], f"{changed[0]} cannot change once there was audio. Open another session for it.")
+        self._config, self.model, self.request, self._validated = config, model, request, True
+        return [Update(), self._updated()]
+
+    def _updated(self) -> Send:
+        """With what holds; what means nothing to the model is null."""
+        shown = self._config.model_dump() | {"model": self.model.name, "language": self.request.language}
+        if not self.model.streams:
+            shown |= {"delay_ms": None, "interval_ms": None}
+        return Send({"type": "session.updated", "id": self._terms.id, **shown})
 
     def _append(self, event: dict[str, Any]) -> list[Action]:
         try:
@@ -93,7 +147,8 @@ class VLLMDialect(Dialect):
 
     def heard(self, event: LiveEvent) -> list[Action]:
         if isinstance(event, LiveText):
-            scores = logprobs(event.tokens) if self._logprobs else None
+            asked = self._config.include or self.request.top_logprobs
+            scores = logprobs(event.tokens) if asked else None
             return [Send({"type": "transcription.delta", "delta": event.text, "logprobs": scores})]
         if isinstance(event, Committed):
             self._ended_ms = max(self._ended_ms, event.end_ms)

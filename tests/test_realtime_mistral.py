@@ -77,6 +77,22 @@ def test_an_update_merges_and_is_told() -> None:
     assert (speaker.request.turn_detection, speaker.request.language) == (None, None)
 
 
+def test_a_session_may_be_sent_back_as_it_was_told() -> None:
+    (hello,) = said(MistralDialect(TERMS, "whisper-1").hello())
+    (answer,) = said(dialect().receive(update(**hello["session"])))
+    assert answer["session"] == hello["session"]
+
+
+def test_interval_and_likeliest_tokens_are_done_and_told() -> None:
+    speaker = dialect("live")
+    (answer,) = said(speaker.receive(update(interval_ms=960, top_logprobs=2)))
+    assert answer["session"].items() >= {"interval_ms": 960, "top_logprobs": 2}.items()
+    assert (speaker.request.interval_ms, speaker.request.top_logprobs) == (960, 2)
+    (delta,) = told(speaker, LiveText(0, " red", (TOKEN,)))
+    assert [other["token"] for other in delta["logprobs"][0]["top_logprobs"]] == [" red", " read"]
+    assert "logprobs" not in told(dialect(), LiveText(0, " red", (TOKEN,)))[0]
+
+
 @pytest.mark.parametrize(("encoding", "rate", "kind"), [
     ("pcm_s16le", 44_100, "<i2"), ("pcm_s32le", 48_000, "<i4"), ("pcm_f16le", 16_000, "<f2"),
     ("pcm_f32le", 24_000, "<f4"), ("pcm_mulaw", 8_000, "u1"), ("pcm_alaw", 8_000, "u1"),
@@ -96,6 +112,10 @@ def test_audio_of_every_format_is_fed_at_its_own_rate(encoding: str, rate: int, 
     ({"audio_format": {"sample_rate": 4_000}}, "session.audio_format.sample_rate"),
     ({"target_streaming_delay_ms": 500}, "session.target_streaming_delay_ms"),
     ({"turn_detection": {"end_threshold": 7}}, "session.turn_detection.end_threshold"), ("no", "session"),
+    ({"turn_detection": {"silence_ms": 7}}, "session.turn_detection.silence_ms"),
+    ({"audio_format": {"rate": 8_000}}, "session.audio_format.rate"), ({"delay_ms": 240}, "session.delay_ms"),
+    ({"interval_ms": 10}, "session.interval_ms"), ({"top_logprobs": 6}, "session.top_logprobs"),
+    ({"model": "live"}, "session.model"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name_with_a_number(session: Any, param: str) -> None:
     speaker = dialect()
@@ -109,7 +129,10 @@ def test_what_cannot_be_done_is_refused_by_name_with_a_number(session: Any, para
 def test_format_delay_and_turns_stay_once_there_was_audio_and_words_may_change() -> None:
     speaker = dialect("live")
     speaker.receive(APPEND)
-    changes = {"audio_format": {"sample_rate": 8_000}, "target_streaming_delay_ms": 240, "turn_detection": TURNS}
+    changes = {
+        "audio_format": {"sample_rate": 8_000}, "target_streaming_delay_ms": 240, "turn_detection": TURNS,
+        "interval_ms": 960, "top_logprobs": 1,
+    }  # fmt: skip
     for name, value in changes.items():
         with pytest.raises(ApiError, match="cannot change"):
             speaker.receive(update(**{name: value}))

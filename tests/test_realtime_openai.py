@@ -76,6 +76,8 @@ def test_an_update_changes_what_it_names_and_null_switches_off() -> None:
     assert speaker.request.prompt == "Spoken by Ada."
     assert speaker.request.turn_detection == TurnDetection("server_vad", 0.5, 300, 900)
     assert session["include"] == [LOGPROBS]
+    updated(speaker, update({"transcription": {"languages": ["fr"]}}))
+    assert speaker.request.language == "fr"
     (answer,) = said(speaker.receive(update({"turn_detection": None, "noise_reduction": None}, include=None)))
     server_event.validate_python(answer, strict=True)
     assert answer["session"]["include"] is None
@@ -94,6 +96,8 @@ def test_a_delay_is_the_streaming_models_and_null_where_there_is_none() -> None:
     assert (speaker.model.name, speaker.request.delay_ms) == ("live", 240)
     updated(speaker, update({"transcription": {"delay_ms": 80}}))
     assert speaker.request.delay_ms == 80
+    updated(speaker, update({"transcription": {"delay": "high"}}))
+    assert speaker.request.delay_ms == 960
 
 
 def test_a_prompt_of_words_is_expected_by_models_that_read_no_prompt_and_others_are_refused() -> None:
@@ -144,6 +148,19 @@ INPUT = "session.audio.input"
     ({"include": ["everything"]}, "session.include.0"),
     ({"type": "realtime"}, "session.type"),
     ({"instructions": "Answer in rhymes."}, "session.instructions"),
+    ({"model": "live"}, "session.model"),
+    ({"temperature": 0.8}, "session.temperature"),
+    ({"tracing": "auto"}, "session.tracing"),
+    ({"prompt": {"id": "pmpt_1"}}, "session.prompt"),
+    ({"delay": "low"}, "session.delay"),
+    ({"audio": {"output": {"voice": "ash"}}}, "session.audio.output"),
+    ({"audio": {"input": {"format": {"sample_rate": 8_000}}}}, f"{INPUT}.format.sample_rate"),
+    ({"audio": {"input": {"transcription": {"delay_msec": 80}}}}, f"{INPUT}.transcription.delay_msec"),
+    ({"audio": {"input": {"transcription": {"diarize": True}}}}, f"{INPUT}.transcription.diarize"),
+    ({"audio": {"input": {"transcription": {"delay": "low", "delay_ms": 80}}}}, f"{INPUT}.transcription.delay_ms"),
+    ({"audio": {"input": {"transcription": {"language": "en", "languages": ["de"]}}}},
+     f"{INPUT}.transcription.languages"),
+    ({"audio": {"input": {"turn_detection": {"eagerness": "low"}}}}, f"{INPUT}.turn_detection.eagerness"),
     ({"audio": 3}, "session.audio"),
     ({"audio": {}, "turn_detection": None}, "session.turn_detection"),
     ("transcription", "session"),
@@ -159,6 +176,25 @@ def test_what_cannot_be_done_is_refused_by_name_and_nothing_changes(session: Any
     server_event.validate_python(error, strict=True)
     assert error["error"]["event_id"] == "mine"
     assert speaker.request == before
+
+
+def test_what_changes_nothing_may_be_sent() -> None:
+    """A session as OpenAI and this server show it, with what other SDKs write for what was not set."""
+    speaker = dialect()
+    before = updated(speaker, update({"transcription": {"language": "en", "keywords": ["Lotti"]}}))
+    vad = {"type": "server_vad", "create_response": True, "interrupt_response": False, "idle_timeout_ms": None}
+    asked = {"model": None, "diarize": False, "temperature": None, "language": "en", "languages": ["en"]}
+    after = updated(speaker, update(
+        {"turn_detection": vad, "transcription": asked}, id="sess_1", object="realtime.transcription_session",
+        expires_at=1, client_secret=None, modalities=["text"], tools=[], instructions="", temperature=0, prompt=None,
+        tracing=None, model="whisper-1", output=None,
+    ))  # fmt: skip
+    heard = after["audio"]["input"]
+    assert heard["transcription"].pop("languages") == ["en"]
+    before["audio"]["input"]["transcription"].pop("languages")
+    assert after == before
+    updated(speaker, {"type": "session.update", "session": after})
+    assert speaker.request.keywords == ("Lotti",)
 
 
 @pytest.mark.parametrize(("form", "rate", "kind"), [
@@ -276,6 +312,10 @@ def test_an_utterance_is_told_in_the_order_and_the_words_of_openai() -> None:
 
 def test_scores_come_only_where_they_were_asked_for() -> None:
     assert "logprobs" not in json.dumps(conversation(dialect()))
+    speaker = dialect()
+    speaker.receive(update({"transcription": {"top_logprobs": 2}}))
+    (delta,) = said(speaker.heard(LiveText(0, " red", (TOKEN,))))
+    assert len(delta["logprobs"][0]["top_logprobs"]) == 2
 
 
 FLAT = {"type": "transcription_session.update", "session": {
@@ -306,6 +346,7 @@ def test_the_betas_errors_are_in_its_own_words() -> None:
     for change, name in (
         ({"input_audio_noise_reduction": {"type": "far_field"}}, "session.input_audio_noise_reduction"),
         ({"input_audio_transcription": {"language": "klingon"}}, "session.input_audio_transcription.language"),
+        ({"input_audio_transcription": {"delay_msec": 80}}, "session.input_audio_transcription.delay_msec"),
         ({"input_audio_format": "mp3"}, "session.input_audio_format"),
     ):
         with pytest.raises(ApiError) as caught:

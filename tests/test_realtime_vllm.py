@@ -78,6 +78,24 @@ def test_what_newer_clients_ask_for_is_done_and_told() -> None:
     assert delta["logprobs"][0]["token"] == " red"
 
 
+def test_delay_interval_and_likeliest_tokens_are_the_clients_to_choose() -> None:
+    speaker = dialect()
+    asked = {"delay_ms": 240, "interval_ms": 960, "top_logprobs": 2}
+    (answer,) = said(speaker.receive(UPDATE | asked))
+    assert answer.items() >= {"delay_ms": None, "interval_ms": None, "top_logprobs": 2}.items()
+    assert speaker.request.delay_ms is None
+    (answer,) = said(speaker.receive(UPDATE | {"model": "live", "language": "de"}))
+    assert answer.items() >= asked.items()
+    request = speaker.request
+    assert (request.delay_ms, request.interval_ms, request.top_logprobs, request.language) == (240, 960, 2, "de")
+    (delta,) = said(speaker.heard(LiveText(0, " red", (TOKEN,))))
+    assert [other["token"] for other in delta["logprobs"][0]["top_logprobs"]] == [" red", " read"]
+    speaker.receive(APPEND)
+    for name, value in (("delay_ms", 480), ("interval_ms", None), ("top_logprobs", 0)):
+        with pytest.raises(ApiError, match=f"{name} cannot change"):
+            speaker.receive(UPDATE | {"model": "live", name: value})
+
+
 @pytest.mark.parametrize(("event", "code"), [
     ({"type": "session.update"}, "invalid_event"), ({"type": "session.update", "model": "gpt-7"}, "model_not_found"),
     (APPEND, "model_not_validated"), (END, "model_not_validated"), ({"type": "hum"}, "unknown_event"),
@@ -94,7 +112,10 @@ def test_what_comes_out_of_order_has_vllms_code(event: dict[str, Any], code: str
 
 @pytest.mark.parametrize(("event", "code"), [
     (APPEND | {"audio": "###"}, "invalid_audio"), (UPDATE | {"language": "klingon"}, "invalid_value"),
-    (UPDATE | {"include": ["everything"]}, "unsupported_value"), (END | {"final": "perhaps"}, "invalid_value"),
+    (UPDATE | {"include": ["everything"]}, "unsupported_value"), (UPDATE | {"delay_msec": 240}, "unknown_parameter"),
+    (UPDATE | {"delay_ms": 100}, "invalid_value"), (UPDATE | {"top_logprobs": 6}, "invalid_value"),
+    (UPDATE | {"interval_ms": 79}, "invalid_value"), (UPDATE | {"hotwords": 7}, "invalid_value"),
+    (END | {"final": "perhaps"}, "invalid_value"),
     (UPDATE | {"model": "live", "prompt": "This is a talk. It is long."}, "unsupported_value"),
 ])  # fmt: skip
 def test_a_wrong_field_is_named_and_the_session_goes_on(event: dict[str, Any], code: str) -> None:
