@@ -185,7 +185,7 @@ class _Talk:
             await session.feed(action.samples)
         elif session := self._session:
             if isinstance(action, Update):
-                await self._update(session)
+                await self._update(session, action)
             elif isinstance(action, Commit):
                 await session.commit()
             elif isinstance(action, Clear):
@@ -195,12 +195,13 @@ class _Talk:
             else:
                 await session.finish()
 
-    async def _update(self, session: LiveSession) -> None:
-        """Raises ApiError for a prompt that is too long; what was asked before then still is."""
+    async def _update(self, session: LiveSession, action: Update) -> None:
+        """Raises ApiError for a prompt that is too long, and LiveError; what was asked before then still is."""
         try:
             await session.update(self._dialect.request)
-        except (PromptInvalid, PromptTooLong) as error:
-            raise describe(error) from None
+        except (PromptInvalid, PromptTooLong, LiveError) as error:
+            action.undo()
+            raise (error if isinstance(error, LiveError) else describe(error)) from None
 
     async def _open(self) -> LiveSession:
         model = self._service.model(self._dialect.model.name)

@@ -33,7 +33,9 @@ class Send:
 
 @dataclass(frozen=True)
 class Update:
-    """The dialect's `request` has changed."""
+    """The dialect's `request` has changed. `undo`, where the session refuses it, takes all back that the event did."""
+
+    undo: Callable[[], object]
 
 
 @dataclass(frozen=True)

@@ -172,10 +172,14 @@ class MistralDialect(Dialect):
         changed = [name for name in FIXED if getattr(config, name) != getattr(self._config, name)]
         if self._audio.began and changed:
             raise invalid(f"session.{changed[0]}", f"session.{changed[0]} cannot change once there was audio.")
-        self._config, self.request = config, request
+        before = self._config, self.request
+        self._set(config, request)
         if not self._audio.began:
             self._audio = self._new_audio()
-        return [Update(), self._told("updated")]
+        return [Update(lambda: self._set(*before)), self._told("updated")]
+
+    def _set(self, config: SessionConfig, request: LiveRequest) -> None:
+        self._config, self.request = config, request
 
     def heard(self, event: LiveEvent) -> list[Action]:
         if isinstance(event, LiveText):

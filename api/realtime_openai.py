@@ -24,7 +24,16 @@ from api.realtime_dialect import (
 )  # fmt: skip
 from api.realtime_openai_session import SessionConfig, flat_error, from_flat, is_flat, to_flat
 from api.transcription_wire import language_codes, logprobs, token_usage
-from live import Committed, LiveEvent, LiveText, SpeechStarted, SpeechStopped, UtteranceDone, UtteranceFailed
+from live import (
+    Committed,
+    LiveEvent,
+    LiveRequest,
+    LiveText,
+    SpeechStarted,
+    SpeechStopped,
+    UtteranceDone,
+    UtteranceFailed,
+)
 from transcript import TextToken
 
 MOST_BYTES = 15 * 1024 * 1024  # of audio in one event
@@ -54,6 +63,10 @@ class OpenAIDialect(Dialect):
         request = config.request(model)
         if self._audio.began:
             self._check_fixed(config, changes_model=model != self.model)
+        before = self._config, self.model, self.request
+        return [*self._set(config, model, request), Update(lambda: self._set(*before))]
+
+    def _set(self, config: SessionConfig, model: LiveModel, request: LiveRequest) -> list[Action]:
         self._config, self.model, self.request = config, model, request
         return self._audio.change(*config.encoding)
 
@@ -87,8 +100,8 @@ class OpenAIDialect(Dialect):
         if not isinstance(session, dict):
             raise invalid("session", "session must be an object with what is to change.")
         self._beta = is_flat(event["type"], session, before=self._beta)
-        rest = self.configure(from_flat(session) if self._beta else session)
-        return [*rest, Update(), Send(self._event(answer, session=self._session()))]
+        changes = self.configure(from_flat(session) if self._beta else session)
+        return [*changes, Send(self._event(answer, session=self._session()))]
 
     def _commit(self, event: dict[str, Any]) -> list[Action]:
         rest = self._audio.end()

@@ -114,8 +114,13 @@ class VLLMDialect(Dialect):
         changed = [name for name in FIXED if getattr(config, name) != getattr(self._config, name)]
         if self._audio.began and changed:
             raise invalid(changed[0], f"{changed[0]} cannot change once there was audio. Open another session for it.")
-        self._config, self.model, self.request, self._validated = config, model, request, True
-        return [Update(), self._updated()]
+        before = self._config, self.model, self.request
+        self._set(config, model, request)
+        self._validated = True
+        return [Update(lambda: self._set(*before)), self._updated()]
+
+    def _set(self, config: SessionConfig, model: LiveModel, request: LiveRequest) -> None:
+        self._config, self.model, self.request = config, model, request
 
     def _updated(self) -> Send:
         """With what holds; what means nothing to the model is null."""

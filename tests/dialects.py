@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from api.errors import ApiError
-from api.realtime_dialect import Action, Feed, LiveModel, Send, Terms
+from api.realtime_dialect import Action, Feed, LiveModel, Send, Terms, Update
 from transcript import Segment, TextToken, Transcript, Usage
 
 MODELS = {"whisper-1": LiveModel("whisper-1", streams=False), "live": LiveModel("live", streams=True)}
@@ -36,6 +36,13 @@ def transcript(text: str = "red blue", start_ms: int = 0, language: str | None =
 
 def said(actions: list[Action]) -> list[dict[str, Any]]:
     return [action.event for action in actions if isinstance(action, Send)]
+
+
+def undo(actions: list[Action]) -> None:
+    """As where the session refuses an update."""
+    for action in actions:
+        if isinstance(action, Update):
+            action.undo()
 
 
 def fed_seconds(actions: list[Action]) -> float:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
@@ -20,11 +20,14 @@ import main
 from api import realtime, realtime_inbox
 from api.realtime_inbox import Inbox
 from api.realtime_mistral import MistralDialect
+from api.realtime_openai import OpenAIDialect
 from config import Settings
+from engine.core import PromptTooLong
+from live import LiveEvent, LiveRequest
 from live_sessions import LiveSessions
 from metrics import Metrics
 from model_table import DEMOS
-from tests.dialects import TERMS, audio, find
+from tests.dialects import MODELS, TERMS, audio, find
 from tests.listening import OneModel, until
 from transcriber import Transcriber
 
@@ -91,6 +94,60 @@ async def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -
         assert len(read) == taken + 3
         assert int((await inbox.next())["text"]) == taken
     filling.cancel()
+
+
+class Peer:
+    """A socket whose client says `messages`, hears as many answers, and leaves."""
+
+    headers: ClassVar = {}
+
+    def __init__(self, messages: list[str], answers: int) -> None:
+        self.heard: list[dict[str, Any]] = []
+        self._messages, self._answers, self._enough = iter(messages), answers, asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        if text := next(self._messages, None):
+            return {"type": "websocket.receive", "text": text}
+        await self._enough.wait()
+        return {"type": "websocket.disconnect"}
+
+    async def send_text(self, text: str) -> None:
+        self.heard.append(json.loads(text))
+        if len(self.heard) == self._answers:
+            self._enough.set()
+
+
+class Particular:
+    """A session that reads short prompts only, and hears nothing."""
+
+    async def update(self, request: LiveRequest) -> None:
+        if len(request.prompt or "") > 9:
+            raise PromptTooLong("The prompt is too long.")
+
+    async def feed(self, samples: object) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def events(self) -> AsyncIterator[LiveEvent]:
+        await asyncio.Event().wait()
+        yield
+
+
+async def test_what_a_session_refuses_is_told_and_not_asked_for_again() -> None:
+    def update(**asked: str) -> str:
+        return json.dumps({"type": "session.update", "session": {"audio": {"input": {"transcription": asked}}}})
+
+    async def opened(*_: object) -> Particular:
+        return Particular()
+
+    peer = Peer([APPEND, update(prompt="short"), update(prompt="far too long"), update(language="en")], 4)
+    async with asyncio.timeout(30):
+        live = SimpleNamespace(open=opened)
+        await realtime._Talk(peer, service(live), OpenAIDialect(TERMS, MODELS["whisper-1"])).run()
+    _, first, refused, last = peer.heard
+    assert refused["error"]["code"] == "context_length_exceeded"
+    shown = [event["session"]["audio"]["input"]["transcription"] for event in (first, last)]
+    assert [(each["prompt"], each["language"]) for each in shown] == [("short", None), ("short", "en")]
 
 
 async def test_a_client_that_takes_no_events_is_told_so_behind_them_and_the_socket_is_closed(

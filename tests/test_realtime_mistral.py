@@ -22,7 +22,7 @@ from live import (
     UtteranceDone,
     UtteranceFailed,
 )
-from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript
+from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript, undo
 from turns import TurnDetection
 
 APPEND = {"type": "input_audio.append", "audio": audio(0.5, 16_000)}
@@ -81,6 +81,14 @@ def test_a_session_may_be_sent_back_as_it_was_told() -> None:
     (hello,) = said(MistralDialect(TERMS, "whisper-1").hello())
     (answer,) = said(dialect().receive(update(**hello["session"])))
     assert answer["session"] == hello["session"]
+
+
+def test_an_update_that_the_session_refuses_leaves_nothing_behind() -> None:
+    speaker = dialect()
+    (before,) = said(speaker.receive(update(language="en")))
+    undo(speaker.receive(update(context_bias=["Lotti"], language="de")))
+    assert (speaker.request.keywords, speaker.request.language) == ((), "en")
+    assert said(speaker.receive(update())) == [before]
 
 
 def test_interval_and_likeliest_tokens_are_done_and_told() -> None:

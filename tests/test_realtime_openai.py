@@ -28,7 +28,7 @@ from live import (
     UtteranceDone,
     UtteranceFailed,
 )
-from tests.dialects import MODELS, TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript
+from tests.dialects import MODELS, TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript, undo
 from turns import TurnDetection
 
 APPEND = {"type": "input_audio_buffer.append", "audio": audio()}
@@ -176,6 +176,16 @@ def test_what_cannot_be_done_is_refused_by_name_and_nothing_changes(session: Any
     server_event.validate_python(error, strict=True)
     assert error["error"]["event_id"] == "mine"
     assert speaker.request == before
+
+
+def test_an_update_that_the_session_refuses_leaves_nothing_behind() -> None:
+    speaker = dialect()
+    before = updated(speaker, update({"transcription": {"language": "en"}}))
+    refused = {"transcription": {"prompt": "Far too long."}, "format": {"type": "audio/pcmu"}}
+    undo(speaker.receive(update(refused, include=[LOGPROBS])))
+    assert (speaker.request.prompt, speaker.request.language, speaker.model.name) == (None, "en", "whisper-1")
+    assert updated(speaker, update()) == before
+    assert fed_seconds([*speaker.receive(APPEND), *speaker.receive(COMMIT)]) == pytest.approx(0.5, abs=0.001)
 
 
 def test_what_changes_nothing_may_be_sent() -> None:

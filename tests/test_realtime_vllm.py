@@ -10,7 +10,7 @@ from api.errors import ApiError
 from api.realtime_vllm import VLLMDialect
 from engine.core import JobFailed
 from live import Committed, LiveText, UtteranceDone, UtteranceFailed
-from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript
+from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript, undo
 
 UPDATE = {"type": "session.update", "model": "whisper-1"}
 APPEND = {"type": "input_audio_buffer.append", "audio": audio(0.5, 16_000)}
@@ -76,6 +76,14 @@ def test_what_newer_clients_ask_for_is_done_and_told() -> None:
     assert (speaker.request.keywords, speaker.request.prompt) == (("Lotti", "macOS", "grey"), words["prompt"])
     (delta,) = said(speaker.heard(LiveText(0, " red", (TOKEN,))))
     assert delta["logprobs"][0]["token"] == " red"
+
+
+def test_an_update_that_the_session_refuses_leaves_nothing_behind() -> None:
+    speaker = dialect(language="en")
+    undo(speaker.receive(UPDATE | {"prompt": "Far too long.", "include": ["logprobs"]}))
+    assert (speaker.request.prompt, speaker.request.language, speaker.model.name) == (None, "en", "whisper-1")
+    assert said(speaker.receive(UPDATE))[0].items() >= {"prompt": None, "language": "en", "include": []}.items()
+    assert said(speaker.heard(LiveText(0, " red", (TOKEN,))))[0]["logprobs"] is None
 
 
 def test_delay_interval_and_likeliest_tokens_are_the_clients_to_choose() -> None:
