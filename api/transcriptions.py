@@ -33,7 +33,7 @@ router = APIRouter(route_class=AdmittedRoute)
 
 WORDS = {"type": "array", "items": {"type": "string"}}
 SERVER_VAD = {
-    "type": "object", "required": ["type"], "properties": {
+    "type": "object", "required": ["type"], "additionalProperties": False, "properties": {
         "type": {"type": "string", "enum": ["server_vad"]},
         "threshold": {
             "type": "number", "minimum": 0, "maximum": 1, "default": Detection.threshold,
@@ -287,6 +287,11 @@ def _detection(values: Mapping[str, Any]) -> Detection | None:
     given = {"type": strategy} if isinstance(strategy, str) else strategy or {}
     if given and given.get("type") not in ("auto", "server_vad"):
         raise invalid("chunking_strategy", "chunking_strategy must be 'auto' or an object of type 'server_vad'.")
+    if unknown := [name for name in given if name not in ("type", *VAD_PARAMETERS)]:
+        raise unsupported(
+            f"chunking_strategy.{unknown[0]}",
+            f"Beside type, chunking_strategy may hold {', '.join(VAD_PARAMETERS)}. Leave {unknown[0]} out.",
+        )
     named = {f"chunking_strategy.{name}": value for name, value in given.items()}
     read = {name: fields.number(named, f"chunking_strategy.{name}", 0, most) for name, most in VAD_PARAMETERS.items()}
     chosen = {name: value for name, value in read.items() if value is not None}

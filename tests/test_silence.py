@@ -123,6 +123,30 @@ def test_the_length_of_silence_decides_how_many_segments_there_are(server: Serve
     assert len(verbose(server, samples, **longer)["segments"]) == 1
 
 
+def test_as_much_as_is_asked_for_is_heard_before_speech(server: Server) -> None:
+    samples = np.concatenate([pause(5), clip("voice_en-us").samples()])
+
+    def silence(**fields: str) -> float:
+        before = metric(server, "voxtral_silence_seconds_total")
+        post(server, wav(samples), **{"chunking_strategy[type]": "server_vad", **fields}).raise_for_status()
+        return metric(server, "voxtral_silence_seconds_total") - before
+
+    paddings = [{"chunking_strategy[prefix_padding_ms]": str(ms)} for ms in (0, 300, 2300)]
+    none, usual, more = (silence(**padding) for padding in paddings)
+    assert (none - usual, usual - more) == (pytest.approx(0.3, abs=0.01), pytest.approx(2, abs=0.01))
+    assert silence() == pytest.approx(usual)
+
+
+@pytest.mark.parametrize("spelling", [
+    {"chunking_strategy[type]": "server_vad", "chunking_strategy[eagerness]": "high"},
+    {"chunking_strategy": '{"type": "server_vad", "threshold": 0.5, "eagerness": null}'},
+    {"chunking_strategy": '{"type": "auto", "eagerness": 1}'},
+], ids=["form", "json", "auto"])  # fmt: skip
+def test_a_parameter_that_nobody_knows_is_refused_by_name(server: Server, spelling: dict[str, str]) -> None:
+    error = post(server, clip("short_0").data, **spelling).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_value", "chunking_strategy.eagerness")
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("threshold", "-1"), ("prefix_padding_ms", "-1"), ("silence_duration_ms", "99999999")]
 )
