@@ -23,13 +23,15 @@ REPOSITORY = "someone/voxtral-copy"
 
 @pytest.fixture(scope="module")
 def hub_and_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Server]]:
-    """A hub, and a server on the demo model that can fetch others from it, and fetches an aligner at its start."""
-    folder, cache, aligner = (tmp_path_factory.mktemp(name) for name in ("hub", "cache", "aligner"))
+    """A hub, and a server on the demo model that can fetch others from it, and fetches an aligner at its start. It has
+    a store of chunks."""
+    folder, cache, aligner, store = (tmp_path_factory.mktemp(name) for name in ("hub", "cache", "aligner", "store"))
     shutil.copytree(DEMO_ALIGNER, aligner, dirs_exist_ok=True)
     (aligner / "pytorch_model.bin").write_bytes(b"the same weights, pickled")
     with Hub(folder, REPOSITORY, aligner=aligner) as hub:
         settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         settings |= {"VOXTRAL_CACHE_DIR": str(cache), "VOXTRAL_ALIGNER": f"someone/aligner@{OTHER_COMMIT}"}
+        settings |= {"CHUNK_STORE_MB": "50", "CHUNK_STORE_DIR": str(store)}
         with Server("--demo", **settings) as server:
             server.wait_until(lambda health: health["aligner"]["state"] == "on_disk")
             yield hub, server
@@ -58,9 +60,10 @@ def pull(server: Server, name: str = REPOSITORY) -> list[dict]:
         return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
 
 
-def transcribe(server: Server, model: str, **fields: str) -> httpx.Response:
-    files = {"file": clip("voice_en-us").data}
-    return server.client.post("/v1/audio/transcriptions", files=files, data={"model": model, **fields})
+def transcribe(server: Server, model: str, keep: bool = False, **fields: str) -> httpx.Response:
+    """`keep`: its chunk may come from the store, and is kept there."""
+    files, headers = {"file": clip("voice_en-us").data}, {} if keep else {"cache-control": "no-store"}
+    return server.client.post("/v1/audio/transcriptions", files=files, data={"model": model, **fields}, headers=headers)
 
 
 def test_an_aligner_is_fetched_at_the_start_and_loaded_when_times_are_asked_for(
@@ -90,6 +93,24 @@ def test_a_pulled_model_is_listed_and_transcribes_and_can_be_deleted(demo: Serve
         assert [model.id for model in client.models.list()] == DEMOS
         with pytest.raises(NotFoundError):
             client.models.retrieve(REPOSITORY)
+
+
+def test_kept_chunks_outlive_a_deleted_model_and_harm_nobody(demo: Server) -> None:
+    def text(model: str, stored: int) -> str:
+        answer = transcribe(demo, model, keep=True)
+        figures = demo.client.get(f"/v1/transcriptions/{answer.headers['x-request-id']}").json()
+        assert (figures["chunks_done"], figures["chunks_stored"]) == (1, stored)
+        return answer.json()["text"]
+
+    pull(demo)
+    kept, others = (text(model, 0) for model in (REPOSITORY, "whisper-1"))
+    assert (text(REPOSITORY, 1), text("whisper-1", 1)) == (kept, others)
+    assert demo.client.delete(f"/v1/models/{REPOSITORY}").status_code == 200
+    assert transcribe(demo, REPOSITORY, keep=True).status_code == 404  # and no text from the store
+    assert text("whisper-1", 1) == others
+    pull(demo)
+    assert text(REPOSITORY, 0) == kept  # heard anew: other files might be another model
+    assert text(REPOSITORY, 1) == kept
 
 
 def test_progress_comes_twice_a_second_and_two_pulls_join_one_download(demo: Server, hub: Hub) -> None:
