@@ -43,11 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("voxtral")
 
 # The demo model loses its place in long pieces; see its README. It is too small to gain by quantization.
-DEMO_DEFAULTS = {
-    "audio_chunk_size_seconds": 15,
-    "voxtral_quantization": "none",
-    "model_aliases": {name: str(DEMO_REALTIME) for name in DEMOS[1].names},
-}
+DEMO_DEFAULTS = {"audio_chunk_size_seconds": 15, "voxtral_quantization": "none"}
+DEMO_ALIASES = {name: str(DEMO_REALTIME) for name in DEMOS[1].names}
 SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 SOCKETS = {
     "ws_max_size": MOST_MESSAGE_BYTES,
@@ -220,14 +217,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def read_settings(args: argparse.Namespace) -> Settings:
+    """With --demo, names that the user gives stand beside those of the demos, and win. Raises ConfigError."""
+    given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
+    if not args.demo:
+        return load_settings(**given)
+    settings = load_settings(defaults=DEMO_DEFAULTS, voxtral_model_id=str(DEMO_MODEL), **given)
+    return settings.model_copy(update={"model_aliases": DEMO_ALIASES | settings.model_aliases})
+
+
 def main(arguments: list[str]) -> int:
     args = parse_arguments(arguments)
-    given = {"host": args.host, "port": args.port, "voxtral_model_id": str(DEMO_MODEL) if args.demo else None}
     try:
-        defaults = DEMO_DEFAULTS if args.demo else None
-        settings = load_settings(
-            defaults=defaults, **{name: value for name, value in given.items() if value is not None}
-        )
+        settings = read_settings(args)
         check_models(settings)
         app = create_app(settings, download=not args.no_download)
         listening = listen(settings)

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 import main
 from config import DEMO_ALIGNER, DEMO_MODEL, ConfigError, Settings
+from model_table import DEMOS, Names
 from tests.serving import ROOT, Server, clean_environment
 
 
@@ -61,6 +62,20 @@ def test_an_address_of_another_machine_is_no_taken_port(host: str) -> None:
 )
 def test_a_setting_that_cannot_work_is_said_in_one_line(settings: dict[str, str], parts: list[str]) -> None:
     assert_one_line(start(**settings), *parts)
+
+
+def test_names_that_the_user_gives_stand_beside_those_of_the_demos_and_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_ALIASES", "mine=/my/model,voxtral-realtime=/my/realtime")
+    settings = main.read_settings(main.parse_arguments(["--demo", "--port", "0"]))
+    assert (settings.voxtral_model_id, settings.port) == (str(DEMO_MODEL), 0)
+    names = Names(DEMOS[0], settings.model_aliases)
+    assert (
+        names.meant("voxtral-mini-realtime-latest") == names.meant("voxtral-demo-realtime") == "voxtral-demo-realtime"
+    )
+    assert (names.meant("mine"), names.meant("voxtral-realtime")) == ("/my/model", "/my/realtime")
+    assert settings.audio_chunk_size_seconds == 15
+    own = main.read_settings(main.parse_arguments([])).model_aliases
+    assert own == {"mine": "/my/model", "voxtral-realtime": "/my/realtime"}
 
 
 def test_a_start_that_fails_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
