@@ -10,7 +10,7 @@ from typing import Literal
 
 from engine.core import Token
 from engine.tokenizer import TextDecoder, VoxtralTokenizer
-from transcript import TextToken, ToolCall, Usage
+from transcript import Gap, Segment, TextToken, ToolCall, Usage
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -36,6 +36,8 @@ class Answer:
     finish_reason: FinishReason
     tokens: tuple[TextToken, ...]
     usage: Usage
+    segments: tuple[Segment, ...] = ()  # of a transcript
+    gaps: tuple[Gap, ...] = ()  # of its recordings, each counted from its own beginning
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,15 @@ class Writer:
             yield AnswerDelta(self._choice, self._text[self._sent : until], tuple(self.tokens[self._told :]))
             self._sent, self._told = until, len(self.tokens)
 
-    def finish(self, reason: Literal["stop", "length"], usage: Usage) -> Iterator[AnswerEvent]:
+    def finish(
+        self, reason: Literal["stop", "length"], usage: Usage, gaps: tuple[Gap, ...] = ()
+    ) -> Iterator[AnswerEvent]:
         if self._call is None and not self.stopped:
             self._text += self._decoder.finish()
         yield from self._send(len(self._text))
         yield from self._end_call()
         finish_reason = "tool_calls" if self._calls and reason == "stop" else reason
-        answer = Answer(self._text, tuple(self._calls), finish_reason, tuple(self.tokens), usage)
+        answer = Answer(self._text, tuple(self._calls), finish_reason, tuple(self.tokens), usage, gaps=gaps)
         yield AnswerDone(self._choice, answer)
 
     def _end_call(self) -> Iterator[ToolCallMade]:

@@ -26,6 +26,7 @@ from api.edge import DOCS_ASSETS, CheckOrigin, HeadAsGet, LimitRate, RequestId, 
 from api.realtime import MOST_MESSAGE_BYTES
 from api.remote import RemoteAudio
 from api.service import Service
+from api.transcription_wire import WARNINGS_HEADER
 from api.uploads import BodyLimit
 from client_secrets import ClientSecrets
 from config import DEMO_MODEL, DEMO_REALTIME, ConfigError, Settings, load_settings
@@ -106,7 +107,7 @@ def _surround(app: FastAPI, settings: Settings, secrets: ClientSecrets) -> None:
     if settings.cors_origins:  # outside the keys: browsers ask for permission without one
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", WARNINGS_HEADER],
         )  # fmt: skip
     app.add_middleware(CheckOrigin, allowed=settings.cors_origins)
     app.add_middleware(TrustedHosts, names=settings.trusted_hosts)

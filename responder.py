@@ -23,7 +23,7 @@ from engine.job_stream import JobStream
 from metrics import Metrics
 from model_manager import Model, ModelManager
 from model_table import CONTEXT_LENGTH
-from transcript import Conversation, Usage
+from transcript import Conversation, Gap, Usage
 
 if TYPE_CHECKING:
     from engine.worker import Worker  # brings torch, which takes seconds
@@ -75,6 +75,7 @@ class Reply:
         self._responder, self._model, self._request = responder, model, request
         self._started = time.monotonic()
         self._samples: tuple[np.ndarray, ...] = ()
+        self._gaps: tuple[Gap, ...] = ()
         self._listening = True  # whether anybody waits for the recordings to be decoded
         self._streams: list[JobStream] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,6 +108,7 @@ class Reply:
                     )
                 blocks.append(block)
             self._samples += (np.concatenate(blocks),)
+            self._gaps += file.gaps
 
     async def job(self, worker: Worker) -> Job:
         """What the engine is asked. Raises PromptInvalid, PromptTooLong."""
@@ -157,8 +159,8 @@ class Reply:
                 if writer.stopped:
                     stream.cancel()
                     break
-            usage = self._usage(stream, writer)
-            for event in writer.finish("length" if stream.done and stream.done.reason == "length" else "stop", usage):
+            reason = "length" if stream.done and stream.done.reason == "length" else "stop"
+            for event in writer.finish(reason, self._usage(stream, writer), self._gaps):
                 ready.put_nowait(event)
         except Exception as error:  # noqa: BLE001 - raised again by events()
             ready.put_nowait(error)

@@ -153,9 +153,10 @@ async def _answered(events: AsyncGenerator[Event]) -> AsyncGenerator[AnswerEvent
             if isinstance(event, TextDelta):
                 yield AnswerDelta(0, event.text, event.tokens)
             elif isinstance(event, Finished):
-                transcript = event.transcript
-                reason = "length" if transcript.truncated else "stop"
-                yield AnswerDone(0, Answer(transcript.text, (), reason, transcript.tokens, transcript.usage))
+                heard = event.transcript
+                reason = "length" if heard.truncated else "stop"
+                answer = Answer(heard.text, (), reason, heard.tokens, heard.usage, heard.segments, heard.gaps)
+                yield AnswerDone(0, answer)
 
 
 def _in_chunks(body: ChatBody, conversation: Conversation) -> bool:

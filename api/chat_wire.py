@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from answer import Answer, AnswerDelta, AnswerDone, AnswerEvent, ToolCallMade
+from api.transcription_wire import warnings_if_any
 from streaming import sse
 from transcript import TextToken, ToolCall, Usage
 
@@ -55,7 +56,8 @@ class ChatCompletion:
 
     def body(self, answers: list[Answer]) -> dict[str, Any]:
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return self._envelope("chat.completion", choices, usage=chat_usage(usage_of(answers)))
+        told = warnings_if_any(answers[0])  # what was wrong with the recordings, which all answers are about
+        return self._envelope("chat.completion", choices, usage=chat_usage(usage_of(answers)), **told)
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         content = answer.text or (None if answer.tool_calls else "")
@@ -66,7 +68,8 @@ class ChatCompletion:
         return {"index": index, "message": message, "logprobs": scores, "finish_reason": answer.finish_reason}
 
     async def frames(self, events: AsyncGenerator[AnswerEvent], include_usage: bool) -> AsyncGenerator[bytes]:
-        """Chunks with the role, the text as it is decoded, the finish reason, the usage if asked for, and `[DONE]`."""
+        """Chunks with the role, the text as it is decoded, the finish reason with any warnings, the usage if asked for,
+        and `[DONE]`."""
         answers: list[Answer] = []
         begun: set[int] = set()
         async with aclosing(events):
@@ -89,7 +92,7 @@ class ChatCompletion:
             return [self._chunk(event.choice, {"content": event.text}, tokens=event.tokens)]
         if isinstance(event, ToolCallMade):
             return self._tool_frames(event)
-        return [self._chunk(event.choice, {}, event.answer.finish_reason)]
+        return [self._chunk(event.choice, {}, event.answer.finish_reason, **warnings_if_any(event.answer))]
 
     def _tool_frames(self, event: ToolCallMade) -> list[bytes]:
         """The name and then the arguments, as clients that put deltas together expect them."""
@@ -104,10 +107,11 @@ class ChatCompletion:
         delta: dict[str, Any],
         finish_reason: str | None = None,
         tokens: tuple[TextToken, ...] = (),
+        **rest: Any,
     ) -> bytes:
         scores = _scores(tokens) if self._with_logprobs and tokens else None
         choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish_reason}
-        return sse(self._envelope("chat.completion.chunk", [choice]))
+        return sse(self._envelope("chat.completion.chunk", [choice], **rest))
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]], **rest: Any) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **rest}

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import languages
 from api.times import NONE, Granularity, whisper_times
-from api.transcription_wire import language_codes, logprobs, mistral_body, warnings
+from api.transcription_wire import language_codes, logprobs, mistral_body, warnings, warnings_header
 from subtitles import TRADE_LIMITS, Cue, SubtitleLimits, shown_words, subtitles
 from transcript import Transcript
 
@@ -85,6 +85,13 @@ FORMATS: dict[str, Callable[[Transcript, Shape], Response]] = {
     "verbose_json": as_verbose_json,
     "vtt": as_vtt,
 }
+
+
+def written(transcript: Transcript, response_format: str, shape: Shape) -> Response:
+    """With a header that says where it may not be whole, since most formats have no place for that."""
+    response = FORMATS[response_format](transcript, shape)
+    response.headers.update(warnings_header(transcript))
+    return response
 
 
 def _cues(transcript: Transcript, shape: Shape, mark: str) -> list[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Union
 
 from fastapi import FastAPI
@@ -37,12 +39,20 @@ EVENTS = {
         "required": ["data"],
     }
 }
+NONE: Mapping[str, str] = MappingProxyType({})
 CONTENT = {"text": "text/plain", "vtt": "text/vtt", "events": "text/event-stream"}
 
 
-def answers(*models: type[BaseModel], refused: tuple[int, ...] = (), **others: dict[str, Any]) -> dict[int, Any]:
-    """`responses` of a route: JSON of any of `models`, `others` by the name of their content, and refusals."""
+def answers(
+    *models: type[BaseModel], refused: tuple[int, ...] = (), headers: Mapping[str, str] = NONE, **others: dict[str, Any]
+) -> dict[int, Any]:
+    """`responses` of a route: JSON of any of `models`, `others` by the name of their content, what its `headers` mean,
+    and refusals."""
     good: dict[str, Any] = {"description": "Done."}
+    if headers:
+        good["headers"] = {
+            name: {"description": meaning, "schema": {"type": "string"}} for name, meaning in headers.items()
+        }
     if models:
         good["model"] = Union[models]  # noqa: UP007 - of as many as there are
     if others:

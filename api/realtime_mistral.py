@@ -28,7 +28,7 @@ from api.realtime_dialect import (
     wrong_field,
 )  # fmt: skip
 from api.times import seconds
-from api.transcription_wire import logprobs, token_usage
+from api.transcription_wire import logprobs, token_usage, warnings
 from live import (
     LiveEvent,
     LiveRequest,
@@ -125,6 +125,7 @@ class MistralDialect(Dialect):
         self._text, self._utterance, self._language = "", 0, None
         self._segments: list[dict[str, Any]] = []
         self._usage = Usage()
+        self._warnings: list[dict[str, Any]] = []
 
     def _new_audio(self) -> AudioInput:
         given = self._config.audio_format
@@ -200,6 +201,7 @@ class MistralDialect(Dialect):
 
     def _done(self, heard: Transcript) -> list[Action]:
         self._usage += heard.usage
+        self._warnings += warnings(heard)
         found = [{"text": part.text, **seconds(part), "speaker_id": None} for part in heard.segments if part.text]
         self._segments += found
         told: list[Action] = [Send({"type": "transcription.segment", **segment}) for segment in found]
@@ -216,6 +218,7 @@ class MistralDialect(Dialect):
             "language": self._language,
             "segments": [{"type": "transcription_segment", **segment} for segment in self._segments],
             "usage": token_usage(self._usage),
+            **({"warnings": self._warnings} if self._warnings else {}),
         }
         return [Send(done), Close()]
 

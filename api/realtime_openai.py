@@ -23,7 +23,7 @@ from api.realtime_dialect import (
     typed,
 )  # fmt: skip
 from api.realtime_openai_session import SessionConfig, flat_error, from_flat, is_flat, to_flat
-from api.transcription_wire import language_codes, logprobs, token_usage
+from api.transcription_wire import language_codes, logprobs, token_usage, warnings_if_any
 from live import (
     Committed,
     LiveEvent,
@@ -134,7 +134,8 @@ class OpenAIDialect(Dialect):
         if isinstance(event, UtteranceDone):
             done = event.transcript
             text = {"transcript": done.text, "languages": language_codes(done.language), **self._scores(done.tokens)}
-            return [(f"{TRANSCRIPTION}.completed", {**self._part(event), **text, "usage": token_usage(done.usage)})]
+            more = {"usage": token_usage(done.usage), **warnings_if_any(done)}
+            return [(f"{TRANSCRIPTION}.completed", {**self._part(event), **text, **more})]
         if isinstance(event, UtteranceFailed):
             error = describe(event.error).body["error"] | {"type": "transcription_error"}
             return [(f"{TRANSCRIPTION}.failed", {**self._part(event), "error": error})]

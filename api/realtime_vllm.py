@@ -31,11 +31,12 @@ from api.realtime_dialect import (
     wrong_field,
 )  # fmt: skip
 from api.realtime_openai import LEAST_COMMIT_MS, MOST_BYTES
-from api.transcription_wire import logprobs
+from api.transcription_wire import logprobs, warnings_if_any
 from live import Committed, LiveEvent, LiveRequest, LiveText, UtteranceDone, UtteranceFailed
-from transcript import Usage
+from transcript import Transcript
 
 INCLUDE = ("logprobs", "item.input_audio_transcription.logprobs")
+NOTHING = Transcript("", None)  # was there to hear
 
 
 class SessionConfig(Asked):
@@ -147,7 +148,7 @@ class VLLMDialect(Dialect):
         done: list[Action] = []
         while self._unanswered and not self._unanswered[0]:
             self._unanswered.popleft()
-            done.append(self._done("", Usage()))
+            done.append(self._done(NOTHING))
         return done
 
     def heard(self, event: LiveEvent) -> list[Action]:
@@ -158,7 +159,7 @@ class VLLMDialect(Dialect):
         if isinstance(event, Committed):
             self._ended_ms = max(self._ended_ms, event.end_ms)
         if isinstance(event, UtteranceDone):
-            return self._answered(self._done(event.transcript.text, event.transcript.usage))
+            return self._answered(self._done(event.transcript))
         if isinstance(event, UtteranceFailed):
             return self._answered(self.error(describe(event.error)))
         return []
@@ -169,11 +170,11 @@ class VLLMDialect(Dialect):
             self._unanswered.popleft()
         return [answer, *self._empty_ones()]
 
-    def _done(self, text: str, usage: Usage) -> Send:
+    def _done(self, heard: Transcript) -> Send:
+        usage = heard.usage
         tokens = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens}
-        return Send(
-            {"type": "transcription.done", "text": text, "usage": tokens | {"total_tokens": usage.total_tokens}}
-        )
+        more = {"usage": tokens | {"total_tokens": usage.total_tokens}, **warnings_if_any(heard)}
+        return Send({"type": "transcription.done", "text": heard.text, **more})
 
     def error(self, error: ApiError, event: dict[str, Any] | None = None) -> Send:
         code = error.code if error.status < 500 else "processing_error"

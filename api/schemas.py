@@ -182,6 +182,7 @@ class Completion(Answer):
     model: str
     choices: list[Choice]
     usage: ChatUsage
+    warnings: list[TranscriptionWarning] | None = Field(None, description="where there are any, of the recordings")
 
 
 class ModelObject(Answer):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from answer import Answer
 from api.times import NONE, Granularity, mistral_segments, seconds, whisper_times
 from streaming import sse
 from transcript import Event, Finished, Lapse, SegmentDone, TextDelta, TextToken, Transcript, Usage
@@ -41,6 +43,7 @@ def language_codes(language: str | None) -> list[dict[str, str]]:
     return [{"code": language}] if language else []
 
 
+WARNINGS_HEADER = "x-voxtral-warnings"
 # What is said of a segment whose text, or what was to be found out of it, may not be whole.
 LAPSES: dict[Lapse, str] = {
     "loop": "The model repeated itself here, also in shorter pieces. The repeats were left out; words may be missing.",
@@ -50,14 +53,33 @@ LAPSES: dict[Lapse, str] = {
 INCOMPLETE = "The file has no audio here: it was cut or is damaged, or nothing was recorded. Words may be missing."
 
 
-def warnings(transcript: Transcript) -> list[dict[str, Any]]:
+MOST_IN_HEADER = 8  # warnings; with 4 KB of headers some proxies refuse an answer
+
+
+def warnings(heard: Transcript | Answer) -> list[dict[str, Any]]:
     lapses = [
         {"code": lapse, "message": LAPSES[lapse], **seconds(segment)}
-        for segment in transcript.segments
+        for segment in heard.segments
         for lapse in segment.lapses
     ]
-    gaps = [{"code": "audio_incomplete", "message": INCOMPLETE, **seconds(gap)} for gap in transcript.gaps]
+    gaps = [{"code": "audio_incomplete", "message": INCOMPLETE, **seconds(gap)} for gap in heard.gaps]
     return sorted(lapses + gaps, key=lambda warning: warning["start"])
+
+
+def warnings_if_any(heard: Transcript | Answer) -> dict[str, Any]:
+    """`warnings` for answers in which no client expects them."""
+    found = warnings(heard)
+    return {"warnings": found} if found else {}
+
+
+def warnings_header(transcript: Transcript) -> dict[str, str]:
+    """The first of `warnings` in ASCII, where there are any; the last of many says how many more there are."""
+    found = warnings(transcript)
+    told, left = found[:MOST_IN_HEADER], found[MOST_IN_HEADER:]
+    if left:
+        message = f"{len(left)} more warnings. Ask for json or verbose_json, which have all."
+        told.append({"code": "more", "message": message, "start": left[0]["start"], "end": left[-1]["end"]})
+    return {WARNINGS_HEADER: json.dumps(told)} if told else {}
 
 
 async def openai_frames(

@@ -14,13 +14,13 @@ import languages
 from api import fields
 from api.dialects import speaks_mistral
 from api.errors import ApiError, describe, invalid, unsupported
-from api.formats import FORMATS, Shape, Task
+from api.formats import FORMATS, Shape, Task, written
 from api.keywords import named_words, prompted_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
 from api.schemas import Transcription, VerboseTranscription
 from api.service import AdmittedRoute, service_of
 from api.times import Granularity
-from api.transcription_wire import mistral_error, mistral_frames, openai_frames
+from api.transcription_wire import WARNINGS_HEADER, mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
 from engine.core import PromptInvalid, PromptTooLong, Sampling
 from instructions import prompted_transcription, translation
@@ -124,7 +124,15 @@ def audio_route(**more_fields: dict[str, Any]) -> dict[str, Any]:
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
         "responses": answers(
-            Transcription, VerboseTranscription, refused=(404, 408, 413, 415, 503), text=TEXT, vtt=TEXT, events=EVENTS
+            Transcription,
+            VerboseTranscription,
+            refused=(404, 408, 413, 415, 503),
+            headers={
+                WARNINGS_HEADER: "where the text may not be whole: JSON of the first of `warnings`, if there are any"
+            },
+            text=TEXT,
+            vtt=TEXT,
+            events=EVENTS,
         ),
     }
 
@@ -159,7 +167,7 @@ async def answer_audio(request: Request, task: Task) -> Response:
     events, close, progress = transcription.events(), transcription.close, transcription.progress
     if not call.stream:
         shape = replace(call.shape, subtitles=service.subtitle_limits)
-        shaped = partial(FORMATS[call.response_format], shape=shape)
+        shaped = partial(written, response_format=call.response_format, shape=shape)
         return await service.whole(request, fold(events), close, shaped)
     if speaks_mistral(request.headers, values):
         frames = mistral_frames(events, call.shape.model, call.shape.granularities)

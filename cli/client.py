@@ -23,6 +23,7 @@ STREAM = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
 WHOLE = httpx.Timeout(600.0, connect=CONNECT_SECONDS, read=None)
 MOST_TRIES = 5
 LONGEST_WAIT_SECONDS = 60
+WARNINGS = "x-voxtral-warnings"  # the header of an answer whose format has no place for them
 
 
 class Failure(Exception):
@@ -167,6 +168,7 @@ class Client:
                     yield from self._heard(recording.name, response)
                 else:
                     yield response.read().decode()
+                    self._tell(recording.name, json.loads(response.headers.get(WARNINGS, "[]")))
         return None
 
     def _heard(self, name: str, response: httpx.Response) -> Iterator[str]:
@@ -178,11 +180,14 @@ class Client:
                 yield event["text"]
             elif event["type"] == "transcription.done":
                 done = True
-                for warning in event["warnings"]:
-                    self._warn(f"{name}: {warning['start']:.1f} to {warning['end']:.1f} s: {warning['message']}")
+                self._tell(name, event["warnings"])
         if not done:
             raise self.broken()
         yield "\n"
+
+    def _tell(self, name: str, warnings: list[dict[str, Any]]) -> None:
+        for warning in warnings:
+            self._warn(f"{name}: {warning['start']:.1f} to {warning['end']:.1f} s: {warning['message']}")
 
     def _get(self, path: str) -> dict[str, Any]:
         response = self._http.get(path)

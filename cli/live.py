@@ -150,6 +150,8 @@ class _Talk:
                 if kind.endswith("failed"):
                     self._screen.error(f"some speech is lost: {event['error']['message']}")
                     self.lost = True
+                for warning in event.get("warnings", ()):
+                    self._screen.warn(f"{warning['start']:.1f} to {warning['end']:.1f} s: {warning['message']}")
                 self._turns.discard(item)
                 self.over = item == self._last
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,12 @@ def audio(seconds: float = 0.5, rate: int = 24_000, kind: str = "<i2") -> str:
 def transcript(text: str = "red blue", start_ms: int = 0, language: str | None = "en") -> Transcript:
     segment = Segment(start_ms, start_ms + 1000, text, (TOKEN,), 0.1, 0.0, USAGE)
     return Transcript(text, language, (segment,), USAGE)
+
+
+def looped(text: str = "red blue", start_ms: int = 0) -> Transcript:
+    """Of which words may be missing."""
+    heard = transcript(text, start_ms)
+    return replace(heard, segments=(replace(heard.segments[0], lapses=("loop",)),))
 
 
 def said(actions: list[Action]) -> list[dict[str, Any]]:

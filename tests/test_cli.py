@@ -227,19 +227,23 @@ def test_what_live_options_ask_for_is_what_the_server_understands() -> None:
     assert dialect.request == LiveRequest(**asked, turn_detection=TurnDetection())
 
 
-def test_live_a_turn_that_fails_is_not_the_last() -> None:
+def test_live_a_turn_that_fails_is_told_and_is_not_the_last(capsys: pytest.CaptureFixture[str]) -> None:
     committed, item = "input_audio_buffer.committed", "conversation.item.input_audio_transcription"
+    doubt = {"code": "loop", "message": "Words may be missing.", "start": 14.0, "end": 16.04}
     events = [
         {"type": committed, "item_id": "a"}, {"type": f"{item}.failed", "item_id": "a", "error": {"message": "No."}},
         {"type": committed, "item_id": "b"}, {"type": f"{item}.delta", "item_id": "b", "delta": "red"},
-        {"type": f"{item}.completed", "item_id": "b"},
+        {"type": f"{item}.completed", "item_id": "b", "warnings": [doubt]},
     ]  # fmt: skip
-    talk, sender = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=True)), SimpleNamespace()
+    talk, sender = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=False)), SimpleNamespace()
     said = []
     for sender.commits in (False, True):
         assert not talk.over
         said.append("".join(talk.line(sender)))
     assert (said, talk.over, talk.lost) == (["", "red"], True, True)
+    assert [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()] == [
+        "some speech is lost: No.", "14.0 to 16.0 s: Words may be missing.",
+    ]  # fmt: skip
 
 
 def scored(token: bytes, share: float = 0.6, *top: tuple[bytes, float]) -> dict[str, object]:
@@ -510,6 +514,21 @@ def test_where_words_may_be_missing_is_told_beside_the_text() -> None:
         result = called(server.url, "transcribe", str(SHORT.path))
     assert (result.exit_code, result.stdout) == (0, "hello\n")
     assert f"{SHORT.path}: 14.0 to 16.0 s: Words may be missing." in result.stderr
+
+
+def test_where_words_may_be_missing_is_told_for_formats_without_a_place_for_it() -> None:
+    warning = {"code": "loop", "message": "Words may be missing.", "start": 14.0, "end": 16.04}
+    cues = b"1\n00:00:14,000 --> 00:00:16,000\nhello\n\n"
+    answers = [
+        lambda request: answer(request, 200, cues, x_voxtral_warnings=json.dumps([warning])), answering(cues),
+        lambda request: answer(request, 200, cues, x_voxtral_warnings="strange"),
+    ]  # fmt: skip
+    with Scripted(*answers) as server:
+        told, silent, strange = (called(server.url, "transcribe", str(SHORT.path), "-f", "srt") for _ in range(3))
+    assert (told.exit_code, told.stdout) == (silent.exit_code, silent.stdout) == (0, cues.decode())
+    assert f"{SHORT.path}: 14.0 to 16.0 s: Words may be missing." in told.stderr
+    assert silent.stderr == ""
+    assert (strange.exit_code, strange.stdout) == (1, cues.decode())
 
 
 @pytest.mark.parametrize(

@@ -365,3 +365,5 @@ def test_a_text_that_a_client_cuts_short_is_warned_of_in_answers_and_streams(ser
     assert post().json()["warnings"] == [warning]
     done = json.loads(post(stream="true").text.strip().splitlines()[-1].removeprefix("data: "))
     assert (done["text"], done["warnings"]) == (verbose["text"], [warning])
+    (told,) = json.loads(post(response_format="srt").headers["x-voxtral-warnings"])
+    assert told["code"] == "length"

@@ -64,6 +64,8 @@ def test_web_pages_of_allowed_origins_may_call_and_others_may_not(guarded: Serve
     friend = guarded.client.options(URL, headers={"Origin": "https://notes.example", **ask})
     assert friend.status_code == 200
     assert friend.headers["access-control-allow-origin"] == "https://notes.example"
+    seen = guarded.client.get("/health", headers={"Origin": "https://notes.example"})
+    assert seen.headers["access-control-expose-headers"] == "x-request-id, x-voxtral-warnings"
     stranger = guarded.client.options(URL, headers={"Origin": "https://evil.example", **ask})
     assert "access-control-allow-origin" not in stranger.headers
 

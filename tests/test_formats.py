@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.formats import FORMATS, Shape, clock, language_name
+from api.formats import FORMATS, Shape, clock, language_name, written
 from api.times import Granularity
 from subtitles import SubtitleLimits
-from transcript import Segment, TextToken, Transcript, Usage, Word
+from transcript import Gap, Segment, TextToken, Transcript, Usage, Word
 
 TIME = re.compile(r"(\d\d+):(\d\d):(\d\d)[.,](\d\d\d)")
 
@@ -94,6 +94,27 @@ def test_mistral_has_the_segment_where_its_words_have_no_times() -> None:
     assert (answer["segments"][2]["start"], answer["segments"][2]["end"]) == (61.0, 3661.002)
     assert [word["word"] for word in answer["words"]] == ["one", "two"]  # no times are made up
     assert [warning["code"] for warning in answer["warnings"]] == ["loop", "untimed"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_header_says_in_every_format_what_may_not_be_whole(name: str) -> None:
+    assert "x-voxtral-warnings" not in written(TALK, name, Shape("voxtral")).headers
+    doubtful = replace(UNTIMED, gaps=(Gap(500, 1001),))
+    answer = written(doubtful, name, Shape("voxtral"))
+    assert answer.body == FORMATS[name](doubtful, Shape("voxtral")).body
+    told = json.loads(answer.headers["x-voxtral-warnings"])
+    assert [warning["code"] for warning in told] == ["audio_incomplete", "loop", "untimed"]
+    assert told == json.loads(written(doubtful, "json", Shape("voxtral")).body)["warnings"]
+
+
+def test_the_header_stays_short_and_says_how_much_it_leaves_out() -> None:
+    gaps = tuple(Gap(i * 10_000_000, i * 10_000_000 + 5_000) for i in range(500))
+    header = written(replace(TALK, gaps=gaps), "srt", Shape("voxtral")).headers["x-voxtral-warnings"]
+    assert len(header) < 2048
+    *told, rest = json.loads(header)
+    assert [warning["start"] for warning in told] == [i * 10_000 for i in range(len(told))]
+    assert (rest["code"], rest["start"], rest["end"]) == ("more", len(told) * 10_000, 4_990_005)
+    assert rest["message"].startswith(f"{500 - len(told)} more")
 
 
 def test_text_ends_with_one_newline() -> None:

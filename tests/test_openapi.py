@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -94,6 +95,18 @@ def test_a_described_chat_answer_has_scores_and_calls_too(server: Server) -> Non
     for more in ({"logprobs": True, "top_logprobs": 2, "n": 2}, {"tools": [tool], "tool_choice": "required"}):
         body = {"model": "whisper-1", "messages": messages, "max_tokens": 20, **more}
         API[path]["POST"].validate_response(server.client.post(path, json=body))
+
+
+def test_a_chat_whose_transcript_may_not_be_whole_is_described_and_tells_it_as_a_transcription_does(
+    server: Server,
+) -> None:
+    path, said = "/v1/chat/completions", [{"role": "user", "content": "Transcribe this audio."}]
+    audio = base64.b64encode(clip("voice_en-us").data).decode()
+    answer = server.client.post(path, json={"model": "whisper-1", "audio": audio, "messages": said, "max_tokens": 3})
+    API[path]["POST"].validate_response(answer)
+    ((code, start),) = [(warning["code"], warning["start"]) for warning in answer.json()["warnings"]]
+    assert (code, start < 2) == ("length", True)
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
 
 
 def test_every_field_and_status_says_what_it_means() -> None:

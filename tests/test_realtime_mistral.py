@@ -22,7 +22,7 @@ from live import (
     UtteranceDone,
     UtteranceFailed,
 )
-from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript, undo
+from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, looped, said, transcript, undo
 from turns import TurnDetection
 
 APPEND = {"type": "input_audio.append", "audio": audio(0.5, 16_000)}
@@ -201,6 +201,15 @@ def test_all_turns_are_one_text_with_a_segment_for_each() -> None:
 
 def test_turns_are_told_of_only_where_that_was_asked_for() -> None:
     assert told(dialect(), SpeechStarted(0, 0), SpeechStopped(0, 900, "threshold")) == []
+
+
+def test_words_that_may_be_missing_are_told_at_the_end() -> None:
+    speaker = dialect()
+    told(speaker, UtteranceDone(0, transcript("red")), UtteranceDone(1, looped("blue", 2000)))
+    (warning,) = speaker.finished()[0].event["warnings"]
+    assert (warning["code"], warning["start"], warning["end"]) == ("loop", 2.0, 3.0)
+    assert not isinstance(parse_realtime_event(speaker.finished()[0].event), UnknownRealtimeEvent)
+    assert "warnings" not in dialect().finished()[0].event
 
 
 def test_the_end_of_nothing_is_an_empty_text() -> None:

@@ -28,7 +28,7 @@ from live import (
     UtteranceDone,
     UtteranceFailed,
 )
-from tests.dialects import MODELS, TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript, undo
+from tests.dialects import MODELS, TERMS, TOKEN, audio, fed_seconds, kinds, looped, said, transcript, undo
 from turns import TurnDetection
 
 APPEND = {"type": "input_audio_buffer.append", "audio": audio()}
@@ -318,6 +318,14 @@ def test_an_utterance_is_told_in_the_order_and_the_words_of_openai() -> None:
     assert later[0]["previous_item_id"] == PART["item_id"]
     assert later[-1]["type"] == f"{prefix}.failed"
     assert later[-1]["error"]["message"] == "no memory"
+
+
+def test_words_that_may_be_missing_are_told_with_the_text() -> None:
+    (completed,) = said(dialect().heard(UtteranceDone(0, looped("red", 2000))))
+    server_event.validate_python(completed, strict=True)
+    ((code, start),) = [(warning["code"], warning["start"]) for warning in completed["warnings"]]
+    assert (completed["transcript"], code, start) == ("red", "loop", 2.0)
+    assert all("warnings" not in event for event in conversation(dialect()))
 
 
 def test_scores_come_only_where_they_were_asked_for() -> None:

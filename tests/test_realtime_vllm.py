@@ -10,7 +10,7 @@ from api.errors import ApiError
 from api.realtime_vllm import VLLMDialect
 from engine.core import JobFailed
 from live import Committed, LiveText, UtteranceDone, UtteranceFailed
-from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, said, transcript, undo
+from tests.dialects import TERMS, TOKEN, audio, fed_seconds, kinds, looped, said, transcript, undo
 
 UPDATE = {"type": "session.update", "model": "whisper-1"}
 APPEND = {"type": "input_audio_buffer.append", "audio": audio(0.5, 16_000)}
@@ -141,6 +141,12 @@ def test_the_model_stays_once_there_was_audio() -> None:
     with pytest.raises(ApiError, match="cannot change"):
         speaker.receive(UPDATE | {"model": "live"})
     assert (speaker.model.name, speaker.request.language) == ("whisper-1", "de")
+
+
+def test_words_that_may_be_missing_are_told_with_the_text() -> None:
+    (done,) = said(dialect().heard(UtteranceDone(0, looped("red", 2000))))
+    ((code, start),) = [(warning["code"], warning["start"]) for warning in done["warnings"]]
+    assert (done["text"], code, start) == ("red", "loop", 2.0)
 
 
 def test_a_failure_is_a_processing_error() -> None:

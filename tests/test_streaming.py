@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from answer import Answer, AnswerDelta, AnswerDone, AnswerEvent
 from api.chat_wire import ChatCompletion
 from api.transcription_wire import mistral_frames, openai_frames
 from streaming import EventStream, comment, sse, until_disconnect, with_heartbeats
-from transcript import Event, Finished, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage, Word, fold
+from transcript import Event, Finished, Gap, Segment, SegmentDone, TextDelta, TextToken, Transcript, Usage, Word, fold
 
 pytestmark = pytest.mark.anyio
 SEGMENT = Segment(0, 1500, "grüße", (), 0.0, 0.0, Usage(), words=(Word(100, 1500, "grüße"),))
@@ -80,6 +81,24 @@ async def test_chat_frames_share_an_id_and_end_with_usage_and_done_marker() -> N
     assert frames[-3]["choices"][0]["finish_reason"] == "stop"
     assert frames[-2]["choices"] == []
     assert frames[-2]["usage"]["total_tokens"] == 383
+
+
+async def test_a_chat_tells_what_may_not_be_whole_beside_its_finish_reason_and_else_nothing() -> None:
+    async def doubtful() -> AsyncGenerator[AnswerEvent]:
+        yield AnswerDelta(0, "grüße")
+        yield AnswerDone(0, answer)
+
+    plain = Answer("grüße", (), "stop", (), RESULT.usage)
+    answer = replace(plain, segments=(replace(SEGMENT, lapses=("loop",)),), gaps=(Gap(0, 100),))
+    frames = payloads([frame async for frame in ChatCompletion("m").frames(doubtful(), include_usage=True)])
+    (told,) = [frame for frame in frames if "warnings" in frame]
+    assert told["choices"][0]["finish_reason"] == "stop"
+    assert {(warning["code"], warning["end"]) for warning in told["warnings"]} == {
+        ("audio_incomplete", 0.1),
+        ("loop", 1.5),
+    }
+    assert ChatCompletion("m").body([answer])["warnings"] == told["warnings"]
+    assert "warnings" not in ChatCompletion("m").body([plain])
 
 
 async def test_a_frame_is_one_line_of_ascii_whatever_the_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import statistics
 
@@ -111,5 +112,9 @@ def test_words_behind_a_damaged_part_keep_their_times_and_a_warning_names_it(ser
     (warning,) = answer["warnings"]
     assert warning["code"] == "audio_incomplete"
     assert (warning["start"], warning["end"]) == (pytest.approx(14, abs=0.1), pytest.approx(16, abs=0.1))
+    recording = {"type": "input_audio", "input_audio": {"data": base64.b64encode(damaged).decode(), "format": "ogg"}}
+    asked = [{"role": "user", "content": [recording, {"type": "text", "text": "What is this about?"}]}]
+    body = {"model": "whisper-1", "messages": asked, "max_tokens": 2, "n": 2}
+    assert server.client.post("/v1/chat/completions", json=body).json()["warnings"] == [warning]
     last = [1000 * word["start"] for word in answer["words"]][-8:]
     assert abs(statistics.median(np.subtract(last, whole.starts_ms[-8:]))) < 300
