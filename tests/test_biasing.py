@@ -206,8 +206,9 @@ def test_spellings_that_lotti_requires_are_written(server: Server, in_part: bool
     assert said(answered(server, "sounds_like_gray", required, in_part)) == "monday grey garden"
 
 
-@pytest.mark.parametrize("in_part", [False, True], ids=["field", "part"])
-@pytest.mark.parametrize("content", ["Transcribe this audio.\n\n{}", "{}.\nPlease transcribe the file.", "{}"])
+@pytest.mark.parametrize(("content", "in_part"), [
+    ("Transcribe this audio.\n\n{}", True), ("{}.\nPlease transcribe the file.", False), ("{}", True),
+], ids=str)  # fmt: skip
 def test_required_spellings_alone_leave_a_plain_request_one(server: Server, content: str, in_part: bool) -> None:
     """Transcription mode has five ids around the audio: any instruction would add its own."""
     instruction = content.format('Required spellings: ["Lotti", "grey"]')
@@ -222,10 +223,10 @@ def test_required_spellings_are_no_plain_chat_without_a_recording(server: Server
     assert server.client.post("/v1/chat/completions", json=body).json()["error"]["code"] == "missing_audio"
 
 
-@pytest.mark.parametrize("fields", [
-    {"keywords": ["grey", "Lotti"]}, {"context_bias": "Lotti,grey"}, {"hotwords": '["grey"]'}, {"keywords[]": ["grey"]},
-], ids=str)  # fmt: skip
-@pytest.mark.parametrize("instruction", ["Transcribe this audio.", SKILL_PROMPT], ids=["plain", "instructed"])
+@pytest.mark.parametrize(("fields", "instruction"), [
+    ({"keywords": ["grey", "Lotti"]}, SKILL_PROMPT), ({"context_bias": "Lotti,grey"}, "Transcribe this audio."),
+    ({"hotwords": '["grey"]'}, "Transcribe"),
+], ids=["keywords", "context_bias", "hotwords"])  # fmt: skip
 def test_a_chat_takes_words_by_every_name_too(server: Server, fields: dict[str, Any], instruction: str) -> None:
     assert said(answered(server, "sounds_like_gray", instruction, in_part=True, **fields)) == "monday grey garden"
 
