@@ -7,6 +7,7 @@ beginning of an entry, so that the pieces do not matter.
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import unicodedata
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -180,9 +181,19 @@ async def replaced(
             if text:
                 yield TextDelta(text, tokens)
                 tokens = ()
-    for segment in _undivided(segments, replacements):
-        words = tuple(_replaced_words(segment.words, replacements))
-        yield SegmentDone(replace(segment, text=replacements.apply(segment.text), words=words))
+    for segment in await asyncio.to_thread(_replaced_segments, segments, replacements):  # a live text may have hours
+        yield SegmentDone(segment)
+
+
+def _replaced_segments(segments: Sequence[Segment], replacements: Replacements) -> list[Segment]:
+    return [
+        replace(
+            segment,
+            text=replacements.apply(segment.text),
+            words=tuple(_replaced_words(segment.words, replacements)),
+        )
+        for segment in _undivided(segments, replacements)
+    ]
 
 
 def _undivided(segments: Sequence[Segment], replacements: Replacements) -> Iterator[Segment]:

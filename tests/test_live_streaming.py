@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import tracemalloc
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import live_streaming
+import replacements
 from engine.backends import load_backend, start_worker
 from engine.backends.base import LoadOptions
 from engine.core import JobFailed
@@ -25,10 +30,11 @@ from live import (
     SpeechStopped,
     UtteranceDone,
 )
+from live_streaming import _Utterance
 from replacements import Replacements
 from tests.listening import SILENCE, Clock, Desk, ScriptedStreams, ears, hear, of, told, until
 from tests.realtime import noise, write_random_model
-from tests.scripted import WORDS, spoken
+from tests.scripted import WORDS, spoken, tokenizer
 from tests.speech import SAMPLE_RATE
 from turns import TurnDetection
 from voice_activity import FRAME
@@ -279,9 +285,9 @@ async def test_keywords_change_while_somebody_speaks_and_the_delay_does_not() ->
 
 async def test_words_that_are_always_written_in_one_way_are_so_live_too() -> None:
     async with Desk(ScriptedStreams()) as desk:
-        replacements = Replacements()
-        replacements.add("alpha bravo", "AB")
-        desk.live._transcriber.replacements = replacements
+        entries = Replacements()
+        entries.add("alpha bravo", "AB")
+        desk.live._transcriber.replacements = entries
         session = await desk.open()
         reading = asyncio.create_task(told(session))
         await hear(session, spoken(WORDS[:3]))
@@ -289,6 +295,49 @@ async def test_words_that_are_always_written_in_one_way_are_so_live_too() -> Non
         events = await reading
         assert texts(events) == ["AB charlie"] == ["".join(event.text for event in of(events, LiveText))]
         assert [word.text for word in of(events, UtteranceDone)[0].transcript.words] == ["AB", "charlie"]
+        await session.close()
+
+
+async def test_the_end_of_a_long_text_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes a second for a text of two hours is done in a thread."""
+    threads: dict[str, threading.Thread] = {}
+
+    def note(module: ModuleType, name: str) -> None:
+        work = getattr(module, name)
+
+        def noted(*args: object) -> object:
+            threads[name] = threading.current_thread()
+            return work(*args)
+
+        monkeypatch.setattr(module, name, noted)
+
+    note(live_streaming, "timed_segments")
+    note(replacements, "_undivided")
+    async with Desk(ScriptedStreams()) as desk:
+        desk.live._transcriber.replacements = Replacements()
+        session = await desk.open()
+        reading = asyncio.create_task(told(session))
+        await hear(session, spoken(WORDS[:2]))
+        await session.finish()
+        assert texts(await reading) == [" ".join(WORDS[:2])]
+        await session.close()
+    assert set(threads) == {"timed_segments", "_undivided"}
+    assert threading.main_thread() not in threads.values()
+
+
+async def test_what_nobody_commits_takes_little_memory_for_each_token() -> None:
+    async with Desk(ScriptedStreams()) as desk:
+        session, utterance = await desk.open(), _Utterance(0)
+        ids = tokenizer()._tekken.encode(" ".join(WORDS), bos=False, eos=False)
+        tokens = [LiveToken(ids[i % len(ids)], -i / 1000, (), i * 2000, i * 2000 + 900) for i in range(5000)]
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        for token in tokens:
+            session._add_token(utterance, token)
+        held = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        assert len(utterance.tokens) == 5000
+        assert held < 170 * len(tokens)
         await session.close()
 
 
