@@ -51,8 +51,6 @@ LAPSES: dict[Lapse, str] = {
     "untimed": "The text is whole, but where its words were spoken could not be found.",
 }
 INCOMPLETE = "The file has no audio here: it was cut or is damaged, or nothing was recorded. Words may be missing."
-
-
 MOST_IN_HEADER = 8  # warnings; with 4 KB of headers some proxies refuse an answer
 
 
@@ -78,7 +76,9 @@ def warnings_header(transcript: Transcript) -> dict[str, str]:
     told, left = found[:MOST_IN_HEADER], found[MOST_IN_HEADER:]
     if left:
         message = f"{len(left)} more warnings. Ask for json or verbose_json, which have all."
-        told.append({"code": "more", "message": message, "start": left[0]["start"], "end": left[-1]["end"]})
+        told.append(
+            {"code": "more", "message": message, "start": left[0]["start"], "end": max(one["end"] for one in left)}
+        )
     return {WARNINGS_HEADER: json.dumps(told)} if told else {}
 
 
