@@ -194,6 +194,7 @@ def listen(  # noqa: PLR0913 - its options
     """Transcribe what is spoken, a line for each utterance, when a pause ends it. Ctrl-C ends it all.
 
     With --live, or an option that ends in "live", a realtime model prints words as they are spoken.
+    It ends when the server falls 30 s behind, and what is spoken then is lost; without it listen catches up.
     """
     if input and device:
         raise typer.BadParameter("a file has no device.", param_hint="--device")
