@@ -1,9 +1,10 @@
-"""The realtime backend and its worker against transformers' own `generate()`, on a model with random weights."""
+"""The realtime backend and its worker against transformers' own `generate()`, on a model with random weights and on the
+demo."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import Settings
+from config import DEMO_REALTIME, Settings
 from engine.backends import backend_of, load_backend, voxtral_realtime
 from engine.backends.base import LoadOptions
 from engine.backends.voxtral_realtime import ModelStream, RealtimeBackend
@@ -26,11 +27,13 @@ from engine.listeners import FILE_DELAY_MS, Listener, SampleQueue
 from engine.live import Flushed, LiveOptions, LiveToken
 from engine.live_worker import LiveWorker
 from engine.quantization import supported
+from engine.tokenizer import TextDecoder
 from main import create_app
 from tests.realtime import noise, write_random_model
-from tests.speech import clip
+from tests.speech import Clip, clip, clips_of, word_errors
 
 pytestmark = pytest.mark.anyio
+SPOKEN = clips_of("trained voice")[:4]
 AUDIO = [noise(seconds, seed) for seed, seconds in enumerate((9.0, 1.77, 0.2))]  # the first rolls over both windows
 
 
@@ -42,6 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(folder: Path) -> RealtimeBackend:
     return load_backend(backend_of(folder), folder, LoadOptions("cpu", "float32", 8, "none"))
+
+
+@pytest.fixture(scope="module")
+def demo() -> RealtimeBackend:
+    return load_backend("realtime", DEMO_REALTIME, LoadOptions("cpu", "float32", 8, "none"))
 
 
 @contextmanager
@@ -152,15 +160,21 @@ def test_however_it_is_fed_and_beside_whomever_each_gets_the_tokens_of_generate(
         assert_as_transformers(backend, each)
 
 
-async def test_a_recording_gets_the_tokens_of_generate(backend: RealtimeBackend, folder: Path) -> None:
+@pytest.mark.parametrize("model", ["random", "demo"])
+async def test_a_recording_gets_the_tokens_of_generate(
+    backend: RealtimeBackend, demo: RealtimeBackend, folder: Path, model: str
+) -> None:
     from mistral_common.protocol.transcription.request import StreamingMode, TranscriptionRequest
     from mistral_common.tokens.tokenizers.audio import Audio
     from transformers import AutoProcessor
 
+    audio = AUDIO[1]
+    if model == "demo":
+        backend, folder, audio = demo, DEMO_REALTIME, SPOKEN[0].samples()
     processor = AutoProcessor.from_pretrained(folder)
     encoded = processor.tokenizer.tokenizer.encode_transcription(
         TranscriptionRequest(
-            audio=Audio(AUDIO[1], 16_000, "wav").to_base64("wav"), streaming=StreamingMode.OFFLINE, language=None,
+            audio=Audio(audio, 16_000, "wav").to_base64("wav"), streaming=StreamingMode.OFFLINE, language=None,
             target_streaming_delay_ms=FILE_DELAY_MS,
         )
     )  # fmt: skip
@@ -174,13 +188,13 @@ async def test_a_recording_gets_the_tokens_of_generate(backend: RealtimeBackend,
     expected = [i for i in ids[prompt.shape[1] :] if i not in (*backend.tokenizer.silent, 2)]
     with running(backend) as worker:
         prompt = backend.tokenizer.transcription_prompt("en")
-        stream = worker.submit(Job(prompt, (AUDIO[1],), 1000, Sampling(), timed=lambda text: True), "test")
+        stream = worker.submit(Job(prompt, (audio,), 1000, Sampling(), timed=lambda text: True), "test")
         assert [token.id async for token in stream] == expected
         assert worker.counters.reads < worker.counters.tokens
     done = stream.done
     assert (done.reason, done.output_tokens, len(done.spans)) == ("stop", len(expected), len(expected))
     assert (np.diff(done.spans) >= 0).all()
-    assert done.spans[-1][1] <= len(AUDIO[1])
+    assert done.spans[-1][1] <= len(audio)
 
 
 async def test_a_long_session_takes_no_more_memory_than_a_short_one_and_does_not_drift(
@@ -208,17 +222,29 @@ async def test_a_long_session_takes_no_more_memory_than_a_short_one_and_does_not
     assert_as_transformers(backend, listener)
 
 
-@pytest.mark.skipif(not supported(), reason="quantization needs an x86 CPU")
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
-async def test_a_quantized_model_hears_too(folder: Path, quantization: str) -> None:
-    options = LoadOptions("cpu", "float32", 8, quantization)
-    backend = load_backend("realtime", folder, options)
-    with running(backend) as worker:
-        stream = worker.open(LiveOptions())
-        stream.feed(AUDIO[1])
+async def heard(backend: RealtimeBackend, clips: Sequence[Clip]) -> list[str]:
+    async def hear(worker: LiveWorker, samples: np.ndarray) -> str:
+        stream, decoder = worker.open(LiveOptions()), TextDecoder()
+        stream.feed(samples)
         stream.finish()
-        assert [item async for item in stream]
-        assert stream.backlog == 0
+        token_bytes = backend.tokenizer.token_bytes
+        return "".join([decoder.add(token_bytes(item.id)) async for item in stream if isinstance(item, LiveToken)])
+
+    with running(backend) as worker:
+        return await asyncio.gather(*(hear(worker, each.samples()) for each in clips))
+
+
+@pytest.mark.skipif(not supported(), reason="quantization needs an x86 CPU")
+async def test_the_demo_model_hears_as_well_in_fewer_bits(demo: RealtimeBackend) -> None:
+    async def errors(backend: RealtimeBackend) -> int:
+        texts = await heard(backend, SPOKEN)
+        return sum(word_errors(each.words, text) for each, text in zip(SPOKEN, texts, strict=True))
+
+    exact = await errors(demo)
+    assert exact <= 0.05 * sum(len(each.words.split()) for each in SPOKEN)
+    for quantization, more in (("int8", 1), ("int4", 2)):
+        options = LoadOptions("cpu", "float32", 8, quantization)
+        assert await errors(load_backend("realtime", DEMO_REALTIME, options)) <= exact + more
 
 
 async def test_the_server_transcribes_with_it_and_tells_when_words_were_spoken(folder: Path) -> None:
