@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from api.realtime_openai import OpenAIDialect
+from cli import listening
 from cli.app import app
-from cli.client import Wanted
+from cli.client import Recording, Wanted
 from cli.live import Live, _Talk, shown
 from cli.recordings import wav_header
 from cli.screen import Screen
@@ -203,6 +204,37 @@ def test_a_pipe_is_listened_to_without_waiting_for_its_end(server: Server) -> No
         process.stdin.close()
         assert process.wait(60) == 0
         assert process.stderr.read() == b""
+
+
+def test_what_is_spoken_faster_than_it_is_heard_is_heard_together_with_a_warning(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Two utterances come while the server has the first."""
+    speech, pause = np.full(SAMPLE_RATE, 9000, np.int16), np.zeros(SAMPLE_RATE, np.int16)
+    asked, spoken, lengths = threading.Event(), threading.Event(), []
+
+    def blocks() -> Iterator[np.ndarray]:
+        yield from (speech, pause)
+        assert asked.wait(60)
+        yield from (speech, pause, speech, pause)
+        spoken.set()
+
+    def transcribe(recording: Recording, wanted: Wanted) -> Iterator[str]:
+        asked.set()
+        assert spoken.wait(60)
+        lengths.append(len(recording.open().read()))
+        yield "heard\n"
+
+    source = SimpleNamespace(rate=SAMPLE_RATE, live=True, blocks=blocks, stop=lambda: None)
+    screen = Screen(quiet=False)
+    assert listening.listen(source, SimpleNamespace(transcribe=transcribe), Wanted(), 20, screen) == 0
+    assert len(lengths) == 2
+    assert lengths[1] > 1.9 * lengths[0]
+    shown = capsys.readouterr()
+    assert shown.out == "heard\n" * 2
+    assert re.fullmatch(
+        r"voxtral: the server is slower than you speak; 3 s are heard together to catch up\n", shown.err
+    )
 
 
 def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(server: Server) -> None:
