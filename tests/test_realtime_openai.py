@@ -408,9 +408,33 @@ def test_the_first_update_says_which_dialect_is_spoken(event: dict[str, Any], be
     assert (flat, vllm) == ("input_audio_format" in event.get("session", ()), "model" in event)
 
 
-def test_what_tells_nothing_leaves_the_dialect_open_and_audio_does_not() -> None:
+@pytest.mark.parametrize(("event", "code", "vllms"), [
+    ({"type": "hum"}, "invalid_value", "unknown_event"),
+    ({"type": 7}, "invalid_event", "invalid_event"),
+    ({"type": "session.update"}, "invalid_value", "invalid_event"),
+    ({"type": "session.update", "session": "transcription"}, "invalid_value", "invalid_event"),
+    ({"type": "session.update", "model": ""}, "invalid_value", "invalid_event"),
+    ({"type": "transcription_session.update"}, "invalid_value", "unknown_event"),
+    (COMMIT, "input_audio_buffer_commit_empty", "model_not_validated"),
+    (COMMIT | {"final": True}, "input_audio_buffer_commit_empty", "model_not_validated"),
+], ids=str)  # fmt: skip
+def test_what_does_not_tell_the_dialect_is_refused_in_both_and_either_may_follow(
+    event: dict[str, Any], code: str, vllms: str
+) -> None:
     speaker = undecided()
-    assert speaker.latched({"type": "hum"}) is speaker
+    assert speaker.latched(event) is speaker
+    try:
+        (error,) = said(speaker.receive(event))
+    except ApiError as problem:
+        (error,) = said([speaker.error(problem, event)])
+    server_event.validate_python(error, strict=True)
+    assert (error["error"]["code"], error["code"]) == (code, vllms)
+    assert isinstance(speaker.latched({"type": "session.update", "model": "whisper-1"}), VLLMDialect)
+    assert not isinstance(speaker.latched(update({})), Undecided | VLLMDialect)
+
+
+def test_audio_before_any_update_is_openais() -> None:
+    speaker = undecided()
     assert not isinstance(speaker.latched(APPEND), Undecided)
     assert "input_audio_format" in said(undecided(beta=True).hello())[0]["session"]
 
