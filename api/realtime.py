@@ -73,6 +73,7 @@ class _Talk:
         self._inbox = Inbox(socket)
         self._session: LiveSession | None = None
         self._opened = asyncio.Event()
+        self._idle_at = asyncio.get_running_loop().time() + service.settings.realtime_idle_seconds
         self._dialects_turn = asyncio.Lock()  # large events are read in a thread
 
     async def run(self) -> None:
@@ -87,15 +88,18 @@ class _Talk:
 
     async def _until_over(self) -> Exception | None:
         """What has ended the session, if it is an error."""
+        seconds = self._service.settings.realtime_session_seconds
         tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._tell())]
         try:
-            await asyncio.wait([self._reading, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([self._reading, *tasks], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             if self._session:
                 await self._session.close()
+        if not done:
+            return LiveError("too_long", f"The session is {seconds:g} s old, after which it ends. Open another one.")
         return next((result for result in results if isinstance(result, Exception)), None)
 
     async def _fail(self, error: Exception) -> None:
@@ -127,12 +131,12 @@ class _Talk:
                 goes_on = await self._carry_out([self._dialect.error(describe(error), event)])
 
     async def _next_message(self) -> dict[str, Any]:
-        """Raises LiveError where a client that has sent no audio does not send anything."""
-        seconds = self._service.settings.realtime_idle_seconds
+        """Raises LiveError where no audio has come for too long, whatever else has."""
         try:
-            async with asyncio.timeout(None if self._session else seconds):
+            async with asyncio.timeout_at(None if self._session else self._idle_at):
                 return await self._inbox.next()
         except TimeoutError:
+            seconds = self._service.settings.realtime_idle_seconds
             raise LiveError("idle", f"No audio came within {seconds:g} s, after which a session ends.") from None
 
     async def _read(self, message: dict[str, Any]) -> dict[str, Any]:

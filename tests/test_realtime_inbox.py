@@ -150,6 +150,29 @@ async def test_what_a_session_refuses_is_told_and_not_asked_for_again() -> None:
     assert [(each["prompt"], each["language"]) for each in shown] == [("short", None), ("short", "en")]
 
 
+@pytest.mark.parametrize(("limits", "code"), [
+    ({"realtime_idle_seconds": 1}, "idle"), ({"realtime_session_seconds": 1}, "too_long"),
+], ids=str)  # fmt: skip
+async def test_updates_without_end_are_no_audio_and_keep_no_socket(limits: dict[str, int], code: str) -> None:
+    class Insistent(Peer):
+        def __init__(self) -> None:
+            super().__init__([], answers=0)
+            self.closed: list[int] = []
+
+        async def receive(self) -> dict[str, Any]:
+            await asyncio.sleep(0.1)
+            return {"type": "websocket.receive", "text": '{"type": "session.update", "session": {}}'}
+
+        async def close(self, code: int) -> None:
+            self.closed.append(code)
+
+    peer, around = Insistent(), service(None)
+    around.settings = Settings(**limits)
+    async with asyncio.timeout(30):
+        await realtime._Talk(peer, around, OpenAIDialect(TERMS, MODELS["whisper-1"])).run()
+    assert (peer.heard[-1]["error"]["code"], peer.closed) == (code, [1008])
+
+
 async def test_a_client_that_takes_no_events_is_told_so_behind_them_and_the_socket_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
