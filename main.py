@@ -23,7 +23,7 @@ import logs
 from admission import Admission
 from api import BODIES, ROUTERS, UNVERSIONED_ROUTERS, errors, openapi
 from api.edge import DOCS_ASSETS, CheckOrigin, HeadAsGet, LimitRate, RequestId, RequireKey, SocketKey, TrustedHosts
-from api.realtime import MOST_MESSAGE_BYTES
+from api.realtime import MOST_READ_BYTES
 from api.remote import RemoteAudio
 from api.service import Service
 from api.transcription_wire import WARNINGS_HEADER
@@ -48,7 +48,7 @@ DEMO_DEFAULTS = {"audio_chunk_size_seconds": 15, "voxtral_quantization": "none"}
 DEMO_ALIASES = {name: str(DEMO_REALTIME) for name in DEMOS[1].names}
 SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 SOCKETS = {
-    "ws_max_size": MOST_MESSAGE_BYTES,
+    "ws_max_size": MOST_READ_BYTES,
     "ws_per_message_deflate": False,  # most is raw audio in base64, which takes long and gains little
     "ws_ping_timeout": None,  # a pong is read behind what a sender that must wait has sent, and may be very late
 }

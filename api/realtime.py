@@ -31,9 +31,9 @@ from live import LiveError, LiveSession
 log = logging.getLogger("voxtral.api")
 router = APIRouter()
 
-# Of one message: 15 MiB of audio in base64, which OpenAI takes, and what stands around it. The server breaks the
-# connection over a larger one.
+# Of one message: 15 MiB of audio in base64, which OpenAI takes, and what stands around it.
 MOST_MESSAGE_BYTES = 21 * 1024 * 1024
+MOST_READ_BYTES = 32 * 1024 * 1024  # of one, to say that it is too large; over a larger one the connection breaks
 QUICK = 100_000  # characters, which are read in about a millisecond; more are read in a thread
 SEND_SECONDS = 20  # for a client to make room for an event
 BETA_PROTOCOL = "openai-beta.realtime-v1"
@@ -131,13 +131,20 @@ class _Talk:
                 goes_on = await self._carry_out([self._dialect.error(describe(error), event)])
 
     async def _next_message(self) -> dict[str, Any]:
-        """Raises LiveError where no audio has come for too long, whatever else has."""
+        """Raises LiveError where no audio has come for too long, whatever else has, and ApiError over a message that is
+        too large."""
         try:
             async with asyncio.timeout_at(None if self._session else self._idle_at):
-                return await self._inbox.next()
+                message = await self._inbox.next()
         except TimeoutError:
             seconds = self._service.settings.realtime_idle_seconds
             raise LiveError("idle", f"No audio came within {seconds:g} s, after which a session ends.") from None
+        if len(message.get("text") or "") > MOST_MESSAGE_BYTES:
+            raise ApiError(
+                413, f"A message is of more than {MOST_MESSAGE_BYTES} bytes. Send smaller pieces.",
+                code="message_too_large",
+            )  # fmt: skip
+        return message
 
     async def _read(self, message: dict[str, Any]) -> dict[str, Any]:
         """Raises ApiError for what is no JSON object."""
@@ -227,9 +234,12 @@ async def _taken(sending: Awaitable[None]) -> None:
 
 
 def close_code(error: ApiError) -> int:
-    """RFC 6455, section 7.4.1, and IANA's registry: come again later, the server failed, or a rule was broken."""
+    """RFC 6455, section 7.4.1, and IANA's registry: come again later, too much, the server failed, or a rule was
+    broken."""
     if error.status in (429, 503):
         return 1013
+    if error.status == 413:
+        return 1009
     return 1011 if error.status >= 500 else 1008
 
 
