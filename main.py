@@ -46,6 +46,7 @@ log = logging.getLogger("voxtral")
 # The demo model loses its place in long pieces; see its README. It is too small to gain by quantization.
 DEMO_DEFAULTS = {"audio_chunk_size_seconds": 15, "voxtral_quantization": "none"}
 DEMO_ALIASES = {name: str(DEMO_REALTIME) for name in DEMOS[1].names}
+GONE_SECONDS = 60  # in which a client acknowledged nothing that it was sent, a WebSocket's pings included
 SHUTDOWN_SECONDS = 5  # that streams may go on for after a signal to end
 SOCKETS = {
     "ws_max_size": MOST_READ_BYTES,
@@ -197,7 +198,10 @@ def listen(settings: Settings) -> socket.socket:
     """The bound socket; taken before anything slow is done, so that a taken port is known at once."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux. Connections inherit it.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_SECONDS * 1000)
+        return listening
     except OSError as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
         remedy = (

@@ -40,6 +40,17 @@ def test_a_taken_port_is_said_in_one_line() -> None:
         assert_one_line(start("--demo", "--port", port), f"127.0.0.1:{port}", "PORT")
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux only")
+def test_a_connection_knows_when_its_client_has_vanished() -> None:
+    with (
+        main.listen(Settings(host="127.0.0.1", port=0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        timeout = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert timeout == main.GONE_SECONDS * 1000
+
+
 @pytest.mark.parametrize("host", ["203.0.113.1", "no such host"])
 def test_an_address_of_another_machine_is_no_taken_port(host: str) -> None:
     with pytest.raises(ConfigError, match=rf"{host}:0 \([A-Z].*Set HOST"):
