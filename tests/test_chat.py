@@ -42,15 +42,16 @@ def test_audio_parts_of_every_dialect_are_heard(server: Server, part: dict[str, 
     assert_heard(SPOKEN.words, response.json()["choices"][0]["message"]["content"])
 
 
-def test_bare_samples_are_heard_where_their_format_says_so(server: Server) -> None:
-    """The whole request of EchoPanel, and what is wrong with it without the format."""
+@pytest.mark.parametrize("model", ["whisper-1", "voxtral-mini-transcribe-realtime-2602"])
+def test_bare_samples_are_heard_where_their_format_says_so(server: Server, model: str) -> None:
+    """The whole request of EchoPanel, whose model is the second, and what is wrong with it without the format."""
     samples = (SPOKEN.samples() * 32_767).astype("<i2").tobytes()
     url = f"data:audio/pcm;base64,{base64.b64encode(samples).decode()}"
     part = {"type": "audio_url", "audio_url": {"url": url, "format": "pcm_s16le_16000"}}
-    answer = ask(server, [part], max_tokens=256, temperature=0.0)
+    answer = ask(server, [part], model=model, max_tokens=256, temperature=0.0)
     assert_heard(SPOKEN.words, answer.json()["choices"][0]["message"]["content"])
     del part["audio_url"]["format"]
-    assert ask(server, [part]).json()["error"]["code"] == "audio_unsupported"
+    assert ask(server, [part], model=model).json()["error"]["code"] == "audio_unsupported"
 
 
 def test_text_may_stand_before_the_audio_and_a_system_message_before_both(server: Server) -> None:

@@ -7,6 +7,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from socket import SHUT_RDWR
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +26,18 @@ from tests.speech import Clip, assert_heard, clip
 MISTRAL = "/v1/audio/transcriptions/realtime?model=voxtral-mini-latest"
 APPEND, COMMIT = "input_audio_buffer.append", "input_audio_buffer.commit"
 COMPLETED = "conversation.item.input_audio_transcription.completed"
-BY_HAND = {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}}}
+BY_HAND = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
+REALTIME = "voxtral-realtime"
 
 
-def dictate(server: Server, spoken: Clip = SPOKEN) -> str:
+def by_hand(model: str = "whisper-1") -> dict[str, Any]:
+    return {"audio": {"input": BY_HAND | {"transcription": {"model": model}}}}
+
+
+def dictate(server: Server, spoken: Clip = SPOKEN, model: str = "whisper-1") -> str:
     """The whole clip, committed by hand."""
     with socket(server) as talk:
-        talk.say("session.update", session=BY_HAND)
+        talk.say("session.update", session=by_hand(model))
         for piece in pieces(spoken.samples()):
             talk.say(APPEND, audio=piece)
         talk.say(COMMIT)
@@ -78,18 +84,21 @@ def test_turns_are_found_and_told_in_the_order_of_the_conversation(server: Serve
         assert "".join(event.get("delta", "") for event in mine) == mine[-1]["transcript"]
 
 
-def test_twenty_talk_at_once_and_one_that_is_killed_in_mid_word_harms_no_other(server: Server) -> None:
-    spoken = [clip(name) for name in ("voice_en-us", "voice_en-gb", "gain-20", "gain-30")] * 5
+@pytest.mark.parametrize(("model", "times"), [("whisper-1", 5), (REALTIME, 2)])
+def test_many_talk_at_once_and_one_that_is_killed_in_mid_word_harms_no_other(
+    server: Server, model: str, times: int
+) -> None:
+    spoken = [clip(name) for name in ("voice_en-us", "voice_en-gb", "gain-20", "gain-30")] * times
 
     def kill() -> None:
         with socket(server) as talk:
-            talk.say("session.update", session=BY_HAND)
+            talk.say("session.update", session=by_hand(model))
             talk.say(APPEND, audio=next(pieces(SPOKEN.samples(), 1.3)))
             talk.connection.socket.close()
 
     with ThreadPoolExecutor(len(spoken) + 1) as threads:
         killed = threads.submit(kill)
-        texts = list(threads.map(lambda each: dictate(server, each), spoken))
+        texts = list(threads.map(lambda each: dictate(server, each, model), spoken))
         killed.result()
     for each, text in zip(spoken, texts, strict=True):
         assert_heard(each.words, text)
@@ -102,7 +111,7 @@ def test_who_does_not_read_stalls_nobody_else(server: Server) -> None:
         def babble() -> None:
             with suppress(ConnectionClosed, OSError):
                 while True:
-                    talk.say("session.update", session=BY_HAND)
+                    talk.say("session.update", session=by_hand())
 
         with ThreadPoolExecutor(1) as thread:
             thread.submit(babble)
@@ -110,11 +119,12 @@ def test_who_does_not_read_stalls_nobody_else(server: Server) -> None:
             talk.connection.socket.shutdown(SHUT_RDWR)
 
 
-def test_a_session_in_another_dialect_ends_with_all_its_text(server: Server) -> None:
+@pytest.mark.parametrize("model", ["whisper-1", REALTIME])
+def test_a_session_in_another_dialect_ends_with_all_its_text(server: Server, model: str) -> None:
     """vLLM's, twice over one socket; its scripts are all the client that there is."""
     with socket(server, "/v1/realtime") as talk:
         assert talk.hear()["id"].startswith("sess_")
-        talk.say("session.update", model="whisper-1")
+        talk.say("session.update", model=model)
         for _ in range(2):
             talk.say(COMMIT)
             for piece in pieces(SPOKEN.samples()):

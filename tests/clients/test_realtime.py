@@ -48,8 +48,9 @@ def heard_live(connection: Any) -> list[Any]:
 
 
 @with_openai
-def test_openai_transcribes_live_with_scores(client: openai.OpenAI) -> None:
-    heard = {"transcription": {"model": "whisper-1", "language": "en"}, "turn_detection": None}
+@pytest.mark.parametrize("model", ["whisper-1", "voxtral-realtime"])
+def test_openai_transcribes_live_with_scores(client: openai.OpenAI, model: str) -> None:
+    heard = {"transcription": {"model": model, "language": "en"}, "turn_detection": None}
     with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
         connection.session.update(session={"type": "transcription", "audio": {"input": heard}, "include": [LOGPROBS]})
         created, updated, *events, completed = heard_live(connection)
@@ -100,9 +101,10 @@ async def spoken() -> AsyncIterator[bytes]:
 
 @with_mistral
 @pytest.mark.anyio
-async def test_mistral_transcribes_live_and_tells_of_turns(realtime: RealtimeTranscription) -> None:
+@pytest.mark.parametrize("model", ["voxtral-mini-latest", "voxtral-realtime"])
+async def test_mistral_transcribes_live_and_tells_of_turns(realtime: RealtimeTranscription, model: str) -> None:
     asked = {"language": "en", "turn_detection": {"min_silence_ms": 400}, "target_streaming_delay_ms": 480}
-    events = [event async for event in realtime.transcribe_stream(spoken(), "voxtral-mini-latest", **asked)]
+    events = [event async for event in realtime.transcribe_stream(spoken(), model, **asked)]
     assert not [event for event in events if isinstance(event, UnknownRealtimeEvent)]
     *_, done = events
     assert "turn.start" in {event.type for event in events}
