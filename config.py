@@ -152,7 +152,7 @@ class Settings(BaseModel):
     )
     realtime_backlog_seconds: float = Field(
         30.0,
-        ge=1,  # two steps of a realtime model always wait
+        ge=2,  # two steps of a realtime model always wait, and a second where it was behind
         description="Seconds of audio that may wait for the model; more is refused, or a faster sender waits.",
     )
     realtime_idle_seconds: int = Field(300, ge=1, description="Seconds without audio after which a live session ends.")

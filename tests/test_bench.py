@@ -71,8 +71,9 @@ def test_live_has_the_lag_of_every_turn(server: Server) -> None:
     assert all(float(lag) > 0 for lag in lags)
 
 
-def test_endless_has_what_was_wrong_in_each_stretch(server: Server) -> None:
-    args = endless.arguments().parse_args([server.url, "--minutes", "1"])
+@pytest.mark.parametrize("options", [[], ["--uncommitted"]])
+def test_endless_has_what_was_wrong_in_each_stretch(server: Server, options: list[str]) -> None:
+    args = endless.arguments().parse_args([server.url, "--minutes", "1", *options])
     ((minutes, words, wrong, *_),) = rows(asyncio.run(endless.measure(args)))
     assert (minutes, int(words) > 50) == ("1", True)
     assert float(wrong) < 6
