@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import os
 import re
 import subprocess
 import sys
@@ -34,9 +35,10 @@ POLL_SECONDS = 0.05
 
 @contextmanager
 def server(options: list[str]) -> Iterator[tuple[str, psutil.Process]]:
-    """Address and process of a server that has loaded its model."""
+    """Address and process of a server that has loaded its model, and hears a chunk again that it has heard before."""
     command = [sys.executable, "main.py", "--port", "0", *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"CHUNK_STORE_MB": "0"}, text=True, **streams) as process:
         try:
             found = LISTENS.search(process.stdout.readline())
             if not found:
