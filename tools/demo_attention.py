@@ -28,20 +28,26 @@ LOOK_BACK = (-1, -2)  # words, by key head
 COUNTING_HEAD = 1  # a query head that audio positions do not look back with
 STRIDE = 4  # of the audio positions, every so many is told where to look; all would cost more than the decoder
 
-_seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # queries and keys of each decoder layer's last forward
+# Of each decoder layer's last forward: queries, keys, and what may look where, (batch, 1, length, length).
+_seen: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
 
 def watch(model: VoxtralForConditionalGeneration) -> None:
-    """Let every decoder layer leave its queries and keys here."""
+    """Let every decoder layer leave its queries, keys and mask here."""
     ALL_ATTENTION_FUNCTIONS.register("watched_sdpa", _watched_sdpa)
     model.model.language_model.config._attn_implementation = "watched_sdpa"
 
 
 def _watched_sdpa(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **options: Any
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    _seen[module.layer_idx] = (query, key)
-    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **options)
+    _seen[module.layer_idx] = (query, key, visible)
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, visible, **options)
 
 
 def looking_loss(spoken: torch.Tensor, frames: torch.Tensor, audio_start: int, first: int) -> torch.Tensor:
@@ -68,12 +74,11 @@ def looking_loss(spoken: torch.Tensor, frames: torch.Tensor, audio_start: int, f
 
 
 def _scores(layer: int, head: int, queries: torch.Tensor) -> torch.Tensor:
-    """Attention logits (batch, q, length) of one query head for the positions `queries`, causal."""
-    query, key = _seen[layer]
+    """Attention logits (batch, q, length) of one query head for the positions `queries`, as the mask allows."""
+    query, key, visible = _seen[layer]
     key_head = head * key.shape[1] // query.shape[1]
     scores = query[:, head, queries] @ key[:, key_head].transpose(1, 2) / math.sqrt(query.shape[-1])
-    hidden = torch.arange(key.shape[2])[None] > queries[:, None]
-    return scores.masked_fill(hidden, -1e4)
+    return scores.masked_fill(~visible[:, 0, queries], -1e4)
 
 
 def _gaze(
@@ -84,7 +89,7 @@ def _gaze(
     queries (q,): positions that look. wanted (batch, q, n): which of the n positions from `start` on they should look
     at; positions without any do not count.
     """
-    query, key = _seen[layer]
+    query, key, _ = _seen[layer]
     logs = _scores(layer, key_head * (query.shape[1] // key.shape[1]) + which, queries).log_softmax(-1)
     there = logs[..., start : start + wanted.shape[2]]
     seen = there.masked_fill(~wanted, -30.0).logsumexp(-1)

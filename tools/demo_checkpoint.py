@@ -79,7 +79,7 @@ def new_model() -> VoxtralForConditionalGeneration:
             "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 1e8,
         },
         audio_config={
-            "model_type": "voxtral_encoder", "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
+            "model_type": "voxtral_encoder", "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6,
             "num_attention_heads": 4,
         },
         audio_token_id=AUDIO,

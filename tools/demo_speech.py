@@ -55,6 +55,19 @@ class Utterance:
 
 
 @dataclass(frozen=True)
+class Spoiling:
+    """What a room and a microphone do to speech."""
+
+    noise_db: tuple[float, float]  # of seven recordings in ten, root mean square over the peak of the speech
+    muffled: float  # share of the recordings that lost their high tones
+
+
+VARIED = Spoiling((-55.0, -22.0), 0.12)
+LIGHT, HEAVY = Spoiling((-55.0, -30.0), 0.12), Spoiling((-30.0, -22.0), 0.12)
+HARSH = Spoiling((-45.0, -20.0), 0.2)
+
+
+@dataclass(frozen=True)
 class Recording:
     samples: np.ndarray  # float32 (n,), 16 kHz, peak at most 1
     words: tuple[str, ...]  # as espeak-ng was given them: the common spelling of each sound
@@ -135,8 +148,15 @@ class Arranger:
     # Peak in dB of full scale: far from the microphone, anywhere, close to it.
     LOUDNESS = ((-42.0, -32.0), (-32.0, 0.0), (-14.0, 0.0))
 
-    def __init__(self, bank: list[Utterance], seed: int, loudness: tuple[tuple[float, float], ...] = LOUDNESS) -> None:
-        self.bank, self.loudness = bank, loudness
+    def __init__(
+        self,
+        bank: list[Utterance],
+        seed: int,
+        loudness: tuple[tuple[float, float], ...] = LOUDNESS,
+        spoiling: Spoiling = VARIED,
+        pause_weights: tuple[int, int, int] = (35, 15, 50),
+    ) -> None:
+        self.bank, self.loudness, self.spoiling, self.pause_weights = bank, loudness, spoiling, pause_weights
         self.rng = random.Random(seed)
         self.noise = np.random.default_rng(seed)
         self._tracks = [coloured_noise(NOISE_TRACK_SECONDS * SAMPLE_RATE, self.noise) for _ in range(32)]
@@ -175,8 +195,8 @@ class Arranger:
         """Set the peak to `gain_db` of full scale and add what microphones and encoders add."""
         samples = recording.samples
         if self.rng.random() < 0.7:
-            samples = samples + self._noise(len(samples)) * 10 ** (self.rng.uniform(-55, -22) / 20)
-        if self.rng.random() < 0.12:
+            samples = samples + self._noise(len(samples)) * 10 ** (self.rng.uniform(*self.spoiling.noise_db) / 20)
+        if self.rng.random() < self.spoiling.muffled:
             samples = low_pass(samples, self.rng.uniform(3300, 6500))
         samples = samples / max(float(np.abs(samples).max()), 1e-9) * 10 ** (gain_db / 20)
         if self.rng.random() < 0.5:
@@ -199,7 +219,7 @@ class Arranger:
         seconds = longest if self.rng.random() < 0.75 else self.rng.uniform(1.0, longest)
         if self.rng.random() < 0.06:
             return self.nothing(seconds)
-        pauses = self.rng.choices(self.PAUSES, weights=(35, 15, 50))[0]
+        pauses = self.rng.choices(self.PAUSES, weights=self.pause_weights)[0]
         most = self.rng.choice((1, 2, 3)) if self.rng.random() < 0.1 else 10_000
         if self.rng.random() < 0.15:
             seconds = min(seconds, self.rng.uniform(1.0, 12.0))
