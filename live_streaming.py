@@ -1,9 +1,8 @@
 """Live sessions of a model that writes while it hears.
 
 With turn detection the model hears turns only, so that nothing is computed while nobody speaks, and what else somebody
-commits by hand. Where a turn ends it is
-flushed: the last words come at once and not after its delay. Where the delay is long it is flushed in a pause that may
-end a turn, and what is in the pause waits, to be heard if the turn goes on.
+commits by hand. Where a turn ends it is flushed: the last words come at once and not after its delay. Where the delay
+is long it is flushed in a pause that may end a turn, and what is in the pause waits, to be heard if the turn goes on.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Union
 
 from fastapi import FastAPI
@@ -39,12 +38,14 @@ EVENTS = {
         "required": ["data"],
     }
 }
-NONE: Mapping[str, str] = MappingProxyType({})
 CONTENT = {"text": "text/plain", "vtt": "text/vtt", "events": "text/event-stream"}
 
 
 def answers(
-    *models: type[BaseModel], refused: tuple[int, ...] = (), headers: Mapping[str, str] = NONE, **others: dict[str, Any]
+    *models: type[BaseModel],
+    refused: tuple[int, ...] = (),
+    headers: Mapping[str, str] | None = None,
+    **others: dict[str, Any],
 ) -> dict[int, Any]:
     """`responses` of a route: JSON of any of `models`, `others` by the name of their content, what its `headers` mean,
     and refusals."""

@@ -266,7 +266,9 @@ def _aligned(prompts: Iterable[list[int]]) -> torch.Tensor:
 
 def grow(model: VoxtralForConditionalGeneration, checkpoint: dict[str, torch.Tensor]) -> None:
     """Load `checkpoint`. Encoder layers that it does not have begin as layers that change nothing."""
-    missing, _ = model.load_state_dict(checkpoint, strict=False)
+    missing, unknown = model.load_state_dict(checkpoint, strict=False)
+    if unknown:
+        raise ValueError(f"the checkpoint has other weights than the demo model, {unknown[0]} among them")
     for name in missing:
         if "out_proj" in name or "fc2" in name:
             torch.nn.init.zeros_(model.get_parameter(name))
