@@ -15,27 +15,29 @@ import torch
 import torch.nn.functional as F
 
 from bench.peers import middle, numbers, table
-from engine.quantization import Int4Linear, Int8Linear, QuantizedLinear
+from engine.linear import FloatLinear, Int4Linear, Int8Linear, PackedLinear
 
 OUTPUTS, INPUTS = 8192, 3072
-KINDS = ("float32", "bfloat16", "int8", "int4")
+KINDS = ("float32", "float32 packed", "bfloat16", "bfloat16 packed", "int8", "int4")
 
 
-def packed(kind: type[QuantizedLinear], linear: torch.nn.Linear) -> QuantizedLinear:
-    layer = kind(linear)
-    layer.pack(linear.weight.data)
+def packed(layer: PackedLinear, weight: torch.Tensor) -> PackedLinear:
+    layer.pack(weight)
     return layer
 
 
 @torch.inference_mode()
 def measure(rows: tuple[int, ...], rounds: int) -> str:
     linear = torch.nn.Linear(INPUTS, OUTPUTS, bias=False)
-    short = linear.weight.bfloat16()
+    weight, short = linear.weight.data, linear.weight.data.bfloat16()
+    packed_short = packed(FloatLinear(linear, torch.bfloat16), weight)
     layers: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "float32": linear,
+        "float32 packed": packed(FloatLinear(linear, torch.float32), weight),
         "bfloat16": lambda inputs: F.linear(inputs.bfloat16(), short),
-        "int8": packed(Int8Linear, linear),
-        "int4": packed(Int4Linear, linear),
+        "bfloat16 packed": lambda inputs: packed_short(inputs.bfloat16()),
+        "int8": packed(Int8Linear(linear), weight),
+        "int4": packed(Int4Linear(linear), weight),
     }
     times: dict[tuple[int, str], list[float]] = {(count, kind): [] for count in rows for kind in KINDS}
     for count in rows:

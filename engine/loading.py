@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from engine import quantization
+from engine import linear
 from engine.backends.base import LoadOptions
-from engine.weights import load_quantized, quantized_bytes
-
-BITS = {"int8": 8, "int4": 4}
+from engine.weights import load_packed, packed_bytes
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,11 @@ class Placement:
     device: str  # cuda, mps or cpu
     dtype: torch.dtype
     quantization: str  # none, int8 or int4
+
+    @property
+    def packed(self) -> bool:
+        """Whether linear layers are laid out for this machine's CPU."""
+        return self.device == "cpu" and linear.supported()
 
     @staticmethod
     def of(options: LoadOptions) -> Placement:
@@ -35,8 +38,8 @@ class Placement:
 
 def load_model(kind: type[PreTrainedModel], folder: Path, placement: Placement) -> Any:
     """The model of class `kind` in `folder`, ready to be asked."""
-    if placement.quantization != "none":
-        return load_quantized(kind, folder, BITS[placement.quantization], placement.dtype)
+    if placement.packed:
+        return load_packed(kind, folder, placement.quantization, placement.dtype)
     if placement.device == "cuda":
         # It makes a plan for each length that it meets, which takes longer than a step, and here nearly all are new.
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -47,8 +50,8 @@ def load_model(kind: type[PreTrainedModel], folder: Path, placement: Placement) 
 def memory_needed(folder: Path, options: LoadOptions) -> int:
     """Bytes of the weights once loaded, a little too many where they are quantized. On disk they are bfloat16."""
     placement = Placement.of(options)
-    if placement.quantization != "none":
-        return quantized_bytes(folder, BITS[placement.quantization], placement.dtype)
+    if placement.packed:
+        return packed_bytes(folder, placement.quantization, placement.dtype)
     stored = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
     return stored * placement.dtype.itemsize // 2
 
@@ -80,7 +83,7 @@ def _pick_dtype(wanted: str, device: str) -> torch.dtype:
 
 def _pick_quantization(wanted: str, device: str) -> str:
     """int8 on a CPU that multiplies in it, else none; or what is wanted, if it can be had."""
-    possible = device == "cpu" and quantization.supported()
+    possible = device == "cpu" and linear.supported()
     if wanted == "auto":
         return "int8" if possible else "none"
     if wanted != "none" and not possible:

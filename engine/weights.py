@@ -1,6 +1,6 @@
-"""Weights from a checkpoint into a model in fewer bits, one tensor at a time.
+"""Weights from a checkpoint into a model of packed layers, one tensor at a time.
 
-transformers reads a whole checkpoint before anything could be quantized, which takes twice the memory of the file. Here
+transformers reads a whole checkpoint before anything could be packed, which takes twice the memory of the file. Here
 a tensor is read, packed and forgotten before the next, so loading needs little more than what it leaves.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,16 +17,17 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import apply_renamings
 
-from engine.quantization import Activations, Int4Linear, Int8Linear, QuantizedLinear
+from engine.linear import Activations, FloatLinear, Int4Linear, Int8Linear, PackedLinear
 
 EMBEDDING = "embed_tokens.weight"
+LEAST_PACKED = 2**19  # weights of a layer; a call of oneDNN takes 80 us, which fewer do not gain
 NARROW = ".ada_rms_norm."  # layers of 32 channels, which say to the 4B's decoder how long it may wait
 
 
-def load_quantized(kind: type[PreTrainedModel], folder: Path, bits: int, dtype: torch.dtype) -> PreTrainedModel:
-    """The Voxtral of class `kind` in `folder` with linear layers of `bits` bits (8 or 4), everything else in `dtype`.
+def load_packed(kind: type[PreTrainedModel], folder: Path, quantization: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The Voxtral of class `kind` in `folder` with packed linear layers, everything else in `dtype`.
 
-    With 4 bits the encoder and the output layer have 8: the encoder takes its time by arithmetic and not by reading,
+    With int4 the encoder and the output layer have 8: the encoder takes its time by arithmetic and not by reading,
     and the choice of a token is made among 131,072 close ones. Token embeddings stay as they are on disk, for only some
     rows of them are ever read. Raises ValueError for weights that are missing or unknown.
     """
@@ -35,7 +36,7 @@ def load_quantized(kind: type[PreTrainedModel], folder: Path, bits: int, dtype: 
     with torch.device("meta"):
         model = kind(config)
     _compute_buffers(model)
-    _replace_linears(model, "", bits, Activations())
+    _replace_linears(model, _packed_kinds(quantization, dtype))
     tied = _tied_layers(model)
     renamings = get_model_conversion_mapping(model)
     for name, tensor in _tensors(folder):
@@ -74,14 +75,26 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-def _replace_linears(module: torch.nn.Module, path: str, bits: int, activations: Activations) -> None:
-    for name, child in module.named_children():
-        here = f"{path}.{name}"
-        if isinstance(child, torch.nn.Linear) and NARROW not in here:
-            few_bits = bits == 4 and ".language_model.layers." in here
-            setattr(module, name, Int4Linear(child) if few_bits else Int8Linear(child, activations))
-        else:
-            _replace_linears(child, here, bits, activations)
+def _packed_kinds(quantization: str, dtype: torch.dtype) -> Callable[[str, torch.nn.Linear], torch.nn.Module]:
+    """What takes the place of a linear layer with a name."""
+    activations = Activations()
+
+    def kind(name: str, linear: torch.nn.Linear) -> torch.nn.Module:
+        if NARROW in name:
+            return linear
+        if quantization == "none":
+            return FloatLinear(linear, dtype) if linear.weight.numel() >= LEAST_PACKED else linear
+        if quantization == "int4" and ".language_model.layers." in name:
+            return Int4Linear(linear)
+        return Int8Linear(linear, activations)
+
+    return kind
+
+
+def _replace_linears(model: PreTrainedModel, kind: Callable[[str, torch.nn.Linear], torch.nn.Module]) -> None:
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, torch.nn.Linear):
+            model.set_submodule(name, kind(name, module))
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -94,24 +107,24 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, opened.get_tensor(name)
 
 
-def quantized_bytes(folder: Path, bits: int, dtype: torch.dtype) -> int:
-    """About what `load_quantized` will take, from the names and shapes in the files alone."""
+def packed_bytes(folder: Path, quantization: str, dtype: torch.dtype) -> int:
+    """About what `load_packed` will take, from the names and shapes in the files alone."""
     sizes: dict[str, int] = {}
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, "pt") as opened:
             sizes |= {name: math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     if not any("lm_head" in name for name in sizes):  # the embeddings are packed a second time for it
         sizes["lm_head"] = sum(size for name, size in sizes.items() if name.endswith(EMBEDDING))
-    return round(sum(size * _bytes_each(name, bits, dtype) for name, size in sizes.items()))
+    return round(sum(size * _bytes_each(name, quantization, dtype) for name, size in sizes.items()))
 
 
-def _bytes_each(name: str, bits: int, dtype: torch.dtype) -> float:
+def _bytes_each(name: str, quantization: str, dtype: torch.dtype) -> float:
     """Of a number in the tensor `name`. What is no matrix is too small to count."""
     if name.endswith(EMBEDDING):
         return 2  # bfloat16, as the file has it
-    if "embed_positions" in name or "conv" in name:
+    if quantization == "none" or "embed_positions" in name or "conv" in name:
         return dtype.itemsize
-    return 5 / 8 if bits == 4 and "language_model" in name and ".layers." in name else 1
+    return 5 / 8 if quantization == "int4" and "language_model" in name and ".layers." in name else 1
 
 
 def _put(model: torch.nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
@@ -120,7 +133,7 @@ def _put(model: torch.nn.Module, name: str, tensor: torch.Tensor, dtype: torch.d
         module = model.get_submodule(path)
     except AttributeError:
         raise ValueError(f"the checkpoint has {name}, which Voxtral has not") from None
-    if isinstance(module, QuantizedLinear) and leaf == "weight":
+    if isinstance(module, PackedLinear) and leaf == "weight":
         module.pack(tensor)
         return
     kept = tensor.clone() if name.endswith(EMBEDDING) else tensor.to(dtype, copy=True)
@@ -128,4 +141,4 @@ def _put(model: torch.nn.Module, name: str, tensor: torch.Tensor, dtype: torch.d
 
 
 def _unpacked(module: torch.nn.Module) -> bool:
-    return isinstance(module, QuantizedLinear) and not hasattr(module, "packed")
+    return isinstance(module, PackedLinear) and not hasattr(module, "packed")

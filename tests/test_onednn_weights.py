@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine import onednn_weights
-from engine.quantization import supported
+from engine.linear import supported
 
 pytestmark = pytest.mark.skipif(not supported(), reason="oneDNN's int8 weights need an x86 CPU")
 

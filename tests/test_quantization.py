@@ -17,9 +17,9 @@ from config import DEMO_MODEL
 from engine.backends import load_backend, memory_needed
 from engine.backends.base import LoadOptions
 from engine.core import Job, Sampling
-from engine.quantization import FEW_ROWS, Int4Linear, Int8Linear, QuantizedLinear, supported, unpack_int4
+from engine.linear import FEW_ROWS, FloatLinear, Int4Linear, Int8Linear, PackedLinear, supported, unpack_int4
 from engine.tokenizer import TextDecoder
-from engine.weights import load_quantized
+from engine.weights import load_packed
 from engine.worker import Worker
 from tests.speech import clips_of, word_error_rate
 
@@ -30,7 +30,7 @@ pytestmark = [
 HEARD = clips_of("trained voice", "unheard voice", "loudness", "short", "long pauses", "half a minute")
 
 
-def packed(kind: type[QuantizedLinear], linear: torch.nn.Linear) -> QuantizedLinear:
+def packed(kind: type[PackedLinear], linear: torch.nn.Linear) -> PackedLinear:
     quantized = kind(linear)
     quantized.pack(linear.weight.data)
     return quantized
@@ -50,6 +50,17 @@ def test_a_quantized_layer_gives_nearly_what_the_layer_gave(rows: int, seed: int
     exact = linear(inputs)
     assert relative_error(packed(Int8Linear, linear)(inputs), exact).max() < 0.05
     assert relative_error(packed(Int4Linear, linear)(inputs), exact).max() < 0.2
+
+
+@given(rows=st.integers(1, 40), seed=st.integers(0, 2**31), bias=st.booleans())
+@torch.inference_mode()
+def test_a_layer_packed_in_floats_gives_what_the_layer_gave(rows: int, seed: int, bias: bool) -> None:
+    torch.manual_seed(seed)
+    linear, inputs = torch.nn.Linear(96, 160, bias=bias), torch.randn(rows, 96)
+    layer = FloatLinear(linear, torch.float32)
+    layer.pack(linear.weight.data.bfloat16())
+    linear.weight.data = linear.weight.data.bfloat16().float()
+    torch.testing.assert_close(layer(inputs), linear(inputs))
 
 
 @torch.inference_mode()
@@ -114,7 +125,7 @@ def test_the_demo_model_hears_as_well_in_fewer_bits(
 
 
 def test_loaded_weights_take_as_much_as_was_foreseen() -> None:
-    for quantization in ("int8", "int4"):
+    for quantization in ("none", "int8", "int4"):
         options = LoadOptions("cpu", "float32", 8, quantization)
         backend = load_backend("transformers", DEMO_MODEL, options)
         assert math.isclose(memory_needed(DEMO_MODEL, options), backend.memory_bytes, rel_tol=0.1)
@@ -126,7 +137,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     del weights["language_model.lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="the checkpoint lacks lm_head"):
-        load_quantized(VoxtralForConditionalGeneration, tmp_path, 8, torch.float32)
+        load_packed(VoxtralForConditionalGeneration, tmp_path, "int8", torch.float32)
     save_file({"language_model.model.layers.99.mlp.up_proj.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="which Voxtral has not"):
-        load_quantized(VoxtralForConditionalGeneration, tmp_path, 8, torch.float32)
+        load_packed(VoxtralForConditionalGeneration, tmp_path, "int8", torch.float32)

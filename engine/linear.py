@@ -1,5 +1,6 @@
-"""Linear layers whose weights have 8 or 4 bits, for CPUs: a decode step there takes as long as reading the weights.
+"""Linear layers packed for CPUs, where a decode step takes as long as reading the weights.
 
+FloatLinear Weights as they are, in the order in which oneDNN multiplies by them.
 Int8Linear  Weights and activations in 8 bits (W8A8), multiplied by oneDNN in integers. Weights have one scale for each
             output channel. Activations have one for each row: with one for all rows, a row of outliers would leave its
             neighbours two or three levels.
@@ -10,14 +11,14 @@ Int4Linear  Weights in 4 bits, in groups of 32 inputs with a scale and an offset
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 
 from engine import onednn_weights
 
-QUANTIZED_ROWS = 64  # output channels that are quantized at a time: what that takes stays in the CPU's cache
-UNPACKED_ROWS = 4096  # output channels that are unpacked at a time, which bounds what that takes beside the result
+ROWS_IN_CACHE = 64  # output channels that are packed or unpacked at a time: what that takes stays in the CPU's cache
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
 FEW_ROWS = 24  # up to here ATen's 4-bit kernel beats unpacking
 # Without VNNI a CPU adds two products in 16 bits, which 255 x 127 twice would overflow. Weights can spare the bit more
@@ -28,11 +29,11 @@ MIDDLE = 128  # the level of activation 0
 
 
 def supported() -> bool:
-    """Whether this machine has the integer kernels that this module calls."""
+    """Whether this machine has the kernels that this module calls."""
     return torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 
 
-class QuantizedLinear(torch.nn.Module):
+class PackedLinear(torch.nn.Module):
     """A linear layer that gets its weights from `pack`; its bias is a parameter, as in torch.nn.Linear."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -41,11 +42,24 @@ class QuantizedLinear(torch.nn.Module):
         self.bias = linear.bias
 
     def pack(self, weight: torch.Tensor) -> None:
-        """Keep `weight` (out_features, in_features), of any float type, in fewer bits."""
+        """Keep `weight` (out_features, in_features), of any float type."""
         raise NotImplementedError
 
 
-class Int8Linear(QuantizedLinear):
+class FloatLinear(PackedLinear):
+    def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear)
+        self._dtype = dtype
+
+    def pack(self, weight: torch.Tensor) -> None:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self._dtype), None)
+        self.register_buffer("packed", packed, persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+
+
+class Int8Linear(PackedLinear):
     def __init__(self, linear: torch.nn.Linear, activations: Activations | None = None) -> None:
         """`activations`: what all layers of a model share; None for a layer that stands alone."""
         super().__init__(linear)
@@ -54,8 +68,8 @@ class Int8Linear(QuantizedLinear):
     def pack(self, weight: torch.Tensor) -> None:
         levels = torch.empty(weight.shape, dtype=torch.int8)
         scales = torch.empty(self.out_features)
-        for first in range(0, self.out_features, QUANTIZED_ROWS):
-            rows = slice(first, first + QUANTIZED_ROWS)
+        for first in range(0, self.out_features, ROWS_IN_CACHE):
+            rows = slice(first, first + ROWS_IN_CACHE)
             levels[rows], scales[rows] = _to_int8(weight[rows])
         self.register_buffer("packed", onednn_weights.pack(levels), persistent=False)
         self.register_buffer("scales", scales / ACTIVATION_LIMIT, persistent=False)
@@ -101,9 +115,9 @@ def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return levels.div_(scales).round_().to(torch.int8), scales[:, 0]
 
 
-class Int4Linear(QuantizedLinear):
+class Int4Linear(PackedLinear):
     def pack(self, weight: torch.Tensor) -> None:
-        parts = [_to_int4(rows) for rows in weight.split(QUANTIZED_ROWS)]
+        parts = [_to_int4(rows) for rows in weight.split(ROWS_IN_CACHE)]
         packed = torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1) for levels, _ in parts])
         self.register_buffer("packed", packed, persistent=False)
         groups = torch.cat([scales for _, scales in parts], 1)  # (groups, out_features, 2)
@@ -115,21 +129,19 @@ class Int4Linear(QuantizedLinear):
             few = rows.to(torch.bfloat16).contiguous()
             outputs = torch.ops.aten._weight_int4pack_mm_for_cpu(few, self.packed, GROUP, self.groups)
         else:
-            outputs = torch.cat([F.linear(rows, part) for part in self._unpacked(inputs.dtype)], 1)
+            outputs = torch.cat([F.linear(rows, weight) for weight in self._unpacked(inputs.dtype)], 1)
         outputs = outputs.to(inputs.dtype)
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
-    def _unpacked(self, dtype: torch.dtype) -> list[torch.Tensor]:
-        """The weights again, in parts of at most UNPACKED_ROWS output channels."""
-        parts = []
-        for first in range(0, self.out_features, UNPACKED_ROWS):
-            levels = unpack_int4(self.packed[first : first + UNPACKED_ROWS])
-            scales, offsets = self.groups[:, first : first + len(levels)].to(dtype).transpose(0, 1).unbind(-1)
-            grouped = (levels.to(dtype) - 8).unflatten(1, (-1, GROUP))
-            parts.append((grouped * scales[..., None] + offsets[..., None]).flatten(1))
-        return parts
+    def _unpacked(self, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """The weights again, in parts of ROWS_IN_CACHE output channels."""
+        for first in range(0, self.out_features, ROWS_IN_CACHE):
+            levels = unpack_int4(self.packed[first : first + ROWS_IN_CACHE])
+            scales, offsets = self.groups[:, first : first + len(levels), :, None].float().transpose(0, 1).unbind(2)
+            grouped = levels.float().unflatten(1, (-1, GROUP))
+            yield torch.addcmul(offsets - 8 * scales, grouped, scales).flatten(1).to(dtype)
 
 
 def _to_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
