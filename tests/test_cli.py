@@ -34,7 +34,7 @@ from cli.screen import Screen
 from cli.utterances import FRAME_MS, Utterances
 from live import LiveRequest
 from tests.dialects import MODELS, TERMS
-from tests.serving import ROOT, Server, clean_environment, run_cli
+from tests.serving import DEMOS, ROOT, Server, clean_environment, run_cli
 from tests.speech import SAMPLE_RATE, assert_heard, clip, wav
 from turns import TurnDetection
 
@@ -237,15 +237,17 @@ def test_what_is_spoken_faster_than_it_is_heard_is_heard_together_with_a_warning
     )
 
 
-def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(server: Server) -> None:
+@pytest.mark.parametrize(("model", "useless"), [(DEMOS[0], ["--delay", "--interval"]), (DEMOS[1], [])])
+def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(
+    server: Server, model: str, useless: list[str]
+) -> None:
     """The rate of a pipe is the model's, and it is sent as fast as the server takes it."""
-    options = ["--live", "--delay", "240", "--interval", "0.5", "--alt", "0.001", "--language", "en"]
+    options = ["--live", "--model", model, "--delay", "240", "--interval", "0.5", "--alt", "0.001", "--language", "en"]
     with started(server.url, "listen", "--input", "-", *options) as process:
         out, error = process.communicate(samples_of(spoken_twice()))
     assert process.returncode == 0
-    assert [line.split()[1:4] for line in error.decode().splitlines()] == [
-        ["--delay", "changes", "nothing:"], ["--interval", "changes", "nothing:"],
-    ]  # fmt: skip
+    said = [line.split()[1:4] for line in error.decode().splitlines()]
+    assert said == [[option, "changes", "nothing:"] for option in useless]
     first, second = (re.sub(r"\[(\w+)[^]]*\]", r"\1", line) for line in out.decode().splitlines())
     assert_heard(SHORT.words, first, share=0.34)
     assert_heard(OTHER.words, second, share=0.34)
