@@ -219,9 +219,9 @@ def test_metrics_count_how_long_chat_answers_take(server: Server) -> None:
     assert len(before) == 2
 
 
-def test_one_client_may_send_so_many_requests_a_minute_and_another_as_many() -> None:
+def test_one_client_may_send_so_many_requests_a_minute_and_another_as_many(tmp_path: Path) -> None:
     settings = {"API_KEYS": "first-key,second-key", "REQUESTS_PER_MINUTE": "3"}
-    with Server("--demo", wait_for_model=False, **settings) as server:
+    with Server("--no-download", wait_for_model=False, VOXTRAL_CACHE_DIR=str(tmp_path), **settings) as server:
         for key in ("first-key", "second-key"):
             headers = {"Authorization": f"Bearer {key}"}
             responses = [server.client.get("/v1/models", headers=headers) for _ in range(4)]
@@ -235,17 +235,19 @@ def test_one_client_may_send_so_many_requests_a_minute_and_another_as_many() -> 
         assert server.client.get("/v1/transcriptions/unknown", headers=headers).status_code == 404
 
 
-def test_without_keys_a_client_is_an_address() -> None:
-    with Server("--demo", wait_for_model=False, REQUESTS_PER_MINUTE="1") as server:
+def test_without_keys_a_client_is_an_address(tmp_path: Path) -> None:
+    settings = {"VOXTRAL_CACHE_DIR": str(tmp_path), "REQUESTS_PER_MINUTE": "1"}
+    with Server("--no-download", wait_for_model=False, **settings) as server:
         codes = [server.client.get("/v1/models", headers={"Authorization": f"Bearer {i}"}).status_code for i in "ab"]
         assert codes == [200, 429]
         assert refused_socket(server) == (429, "rate_limit_exceeded")
 
 
-def test_every_line_of_a_json_log_is_an_object_with_the_request_id() -> None:
+def test_every_line_of_a_json_log_is_an_object_with_the_request_id(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "main.py", "--demo", "--port", "0"], cwd=ROOT, text=True,
-        env=clean_environment(LOG_FORMAT="json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "main.py", "--no-download", "--port", "0"], cwd=ROOT, text=True,
+        env=clean_environment(LOG_FORMAT="json", VOXTRAL_CACHE_DIR=str(tmp_path)),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     url = process.stdout.readline().split()[4]
     for _ in range(200):

@@ -268,10 +268,11 @@ def requests_with(server: Server | httpx.AsyncClient, url: str) -> dict[str, tup
 
 
 @pytest.fixture(scope="module")
-def inner() -> Iterator[Server]:
+def inner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose list names hosts that are no public ones."""
-    hosts = "127.0.0.1,10.0.0.1,169.254.169.254,0.0.0.0,*.example.org"
-    with Server("--demo", wait_for_model=False, REMOTE_AUDIO_HOSTS=hosts) as server:
+    settings = {"REMOTE_AUDIO_HOSTS": "127.0.0.1,10.0.0.1,169.254.169.254,0.0.0.0,*.example.org"}
+    settings["VOXTRAL_CACHE_DIR"] = str(tmp_path_factory.mktemp("no_models"))
+    with Server("--no-download", wait_for_model=False, **settings) as server:
         yield server
 
 
