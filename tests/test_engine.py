@@ -80,15 +80,16 @@ async def tokens_of(stream: JobStream) -> list[int]:
 
 
 def generate(backend: VoxtralBackend, name: str, language: str | None) -> list[int]:
-    """Token ids by transformers alone: its processor builds the prompt, its `generate()` decodes."""
-    from transformers import AutoProcessor
+    """Token ids by transformers alone: its own model, the prompt of its processor, its `generate()`."""
+    from transformers import AutoProcessor, VoxtralForConditionalGeneration
 
     processor = AutoProcessor.from_pretrained(DEMO_MODEL)
     inputs = processor.apply_transcription_request(
         audio=[clip(name).samples()], model_id=str(DEMO_MODEL), language=language, sampling_rate=16_000, format=["wav"]
     )
+    model = VoxtralForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     with torch.inference_mode():
-        ids = backend._model.generate(**inputs, max_new_tokens=700, do_sample=False)
+        ids = model.generate(**inputs, max_new_tokens=700, do_sample=False)
     answer = ids[0, inputs["input_ids"].shape[1] :].tolist()
     return [i for i in answer if i not in (backend.tokenizer.end_of_text, 11)]
 

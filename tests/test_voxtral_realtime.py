@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import VoxtralRealtimeFeatureExtractor, VoxtralRealtimeForConditionalGeneration
 
 from config import DEMO_REALTIME, Settings
 from engine.backends import backend_of, load_backend, voxtral_realtime
@@ -52,6 +53,16 @@ def demo() -> RealtimeBackend:
     return load_backend("realtime", DEMO_REALTIME, LoadOptions("cpu", "float32", 8, "none"))
 
 
+def transformers_model(folder: Path) -> VoxtralRealtimeForConditionalGeneration:
+    """The model as transformers loads it."""
+    return VoxtralRealtimeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> VoxtralRealtimeForConditionalGeneration:
+    return transformers_model(folder)
+
+
 @contextmanager
 def running(backend: RealtimeBackend) -> Iterator[LiveWorker]:
     worker = LiveWorker(backend)
@@ -86,11 +97,11 @@ def listeners(monkeypatch: pytest.MonkeyPatch) -> list[Listener]:
 
 
 @torch.inference_mode()
-def assert_as_transformers(backend: RealtimeBackend, listener: Listener) -> None:
+def assert_as_transformers(
+    model: VoxtralRealtimeForConditionalGeneration, backend: RealtimeBackend, listener: Listener
+) -> None:
     """One forward of transformers' model over all that was heard and written: each token is the likeliest behind those
     before it, so they are those of `generate()`."""
-    from transformers import VoxtralRealtimeFeatureExtractor
-
     tokenizer, delay_ms = backend.tokenizer, listener._delay_ms
     _, *given = listener._samples.given  # the first is what is left of the silence before all audio
     samples = np.concatenate([np.zeros(tokenizer.left_pads * tokenizer.step, np.float32), *given])
@@ -98,7 +109,7 @@ def assert_as_transformers(backend: RealtimeBackend, listener: Listener) -> None
     ids = torch.tensor([tokenizer.prompt(delay_ms) + listener.tokens])
     assert ids.shape[1] == len(samples) // tokenizer.step  # as many as generate() gives
     mel = mel[..., : 8 * (ids.shape[1] - 1)]
-    logits = backend._model(ids[:, :-1], mel, num_delay_tokens=delay_ms // 80).logits[0]
+    logits = model(ids[:, :-1], mel, num_delay_tokens=delay_ms // 80).logits[0]
     logits[:, tokenizer.end_of_text] = -torch.inf
     assert logits.argmax(1)[-len(listener.tokens) :].tolist() == listener.tokens
 
@@ -132,7 +143,10 @@ SESSIONS = st.lists(
 @hypothesis.settings(max_examples=3, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @given(sessions=SESSIONS)
 def test_however_it_is_fed_and_beside_whomever_each_gets_the_tokens_of_generate(
-    backend: RealtimeBackend, listeners: list[Listener], sessions: list[Session]
+    backend: RealtimeBackend,
+    reference: VoxtralRealtimeForConditionalGeneration,
+    listeners: list[Listener],
+    sessions: list[Session],
 ) -> None:
     listeners.clear()
 
@@ -157,7 +171,7 @@ def test_however_it_is_fed_and_beside_whomever_each_gets_the_tokens_of_generate(
 
     asyncio.run(all_of_them())
     for each in listeners:
-        assert_as_transformers(backend, each)
+        assert_as_transformers(reference, backend, each)
 
 
 @pytest.mark.parametrize("model", ["random", "demo"])
@@ -182,9 +196,13 @@ async def test_a_recording_gets_the_tokens_of_generate(
     mel = processor.feature_extractor(samples, sampling_rate=16_000, return_tensors="pt")["input_features"]
     prompt = torch.tensor([encoded.tokens])
     with torch.inference_mode():
-        ids = backend._model.generate(
-            prompt, input_features=mel, num_delay_tokens=FILE_DELAY_MS // 80, do_sample=False, max_new_tokens=1000
-        )[0].tolist()
+        ids = (
+            transformers_model(folder)
+            .generate(
+                prompt, input_features=mel, num_delay_tokens=FILE_DELAY_MS // 80, do_sample=False, max_new_tokens=1000
+            )[0]
+            .tolist()
+        )
     expected = [i for i in ids[prompt.shape[1] :] if i not in (*backend.tokenizer.silent, 2)]
     with running(backend) as worker:
         prompt = backend.tokenizer.transcription_prompt("en")
@@ -198,7 +216,7 @@ async def test_a_recording_gets_the_tokens_of_generate(
 
 
 async def test_a_long_session_takes_no_more_memory_than_a_short_one_and_does_not_drift(
-    backend: RealtimeBackend, listeners: list[Listener]
+    backend: RealtimeBackend, reference: VoxtralRealtimeForConditionalGeneration, listeners: list[Listener]
 ) -> None:
     def held(model: ModelStream, listener: Listener) -> int:
         tensors = [model.audio, model.hearing._memory, model.reading._memory, *model.edges.values()]
@@ -219,7 +237,7 @@ async def test_a_long_session_takes_no_more_memory_than_a_short_one_and_does_not
         stream.finish()
         assert [item async for item in stream] == []
     assert max(sizes[2:]) <= max(sizes[:2])
-    assert_as_transformers(backend, listener)
+    assert_as_transformers(reference, backend, listener)
 
 
 async def heard(backend: RealtimeBackend, clips: Sequence[Clip]) -> list[str]:
