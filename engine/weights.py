@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -36,7 +36,7 @@ def load_packed(kind: type[PreTrainedModel], folder: Path, quantization: str, dt
     with torch.device("meta"):
         model = kind(config)
     _compute_buffers(model)
-    _replace_linears(model, _packed_kinds(quantization, dtype))
+    _pack_linears(model, quantization, dtype)
     tied = _tied_layers(model)
     renamings = get_model_conversion_mapping(model)
     for name, tensor in _tensors(folder):
@@ -75,26 +75,18 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-def _packed_kinds(quantization: str, dtype: torch.dtype) -> Callable[[str, torch.nn.Linear], torch.nn.Module]:
-    """What takes the place of a linear layer with a name."""
+def _pack_linears(model: PreTrainedModel, quantization: str, dtype: torch.dtype) -> None:
     activations = Activations()
-
-    def kind(name: str, linear: torch.nn.Linear) -> torch.nn.Module:
-        if NARROW in name:
-            return linear
+    for name, linear in [*model.named_modules()]:
+        if not isinstance(linear, torch.nn.Linear) or NARROW in name:
+            continue
         if quantization == "none":
-            return FloatLinear(linear, dtype) if linear.weight.numel() >= LEAST_PACKED else linear
-        if quantization == "int4" and ".language_model.layers." in name:
-            return Int4Linear(linear)
-        return Int8Linear(linear, activations)
-
-    return kind
-
-
-def _replace_linears(model: PreTrainedModel, kind: Callable[[str, torch.nn.Linear], torch.nn.Module]) -> None:
-    for name, module in [*model.named_modules()]:
-        if isinstance(module, torch.nn.Linear):
-            model.set_submodule(name, kind(name, module))
+            packed = FloatLinear(linear, dtype) if linear.weight.numel() >= LEAST_PACKED else linear
+        elif quantization == "int4" and ".language_model.layers." in name:
+            packed = Int4Linear(linear)
+        else:
+            packed = Int8Linear(linear, activations)
+        model.set_submodule(name, packed)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

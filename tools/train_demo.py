@@ -10,7 +10,7 @@ hearing     The encoder alone, mostly on 10 s: each audio embedding, 80 ms long,
             spoken, and how long ago the two words before it ended.
 reading     The decoder alone, on the embeddings of the finished encoder, 10 s long. Its heads are told where to look
             (tools/demo_attention.py); halfway through it, positions must name the words before their own and count.
-reading on  The same on 30 and 60 s.
+reading on  The same on up to 60 s.
 joint       Both halves, on 30 and 60 s.
 
 Some of the words that the decoder reads as written are wrong, for it will make mistakes and must find on. The
@@ -72,7 +72,7 @@ class Phase:
 HEARING = Phase("hearing", ((16, 10.0, 0.8), (5, 30.0, 0.2)), 8e-4)
 # What the decoder has to learn can be learnt on 10 s, at a sixth of the cost; then it needs to see that it goes on.
 READING_SHORT = Phase("reading", ((10, 10.0, 1.0),), 1e-3)
-READING_LONG = Phase("reading on", ((4, 30.0, 0.3), (2, 60.0, 0.7)), 5e-4)
+READING_LONG = Phase("reading on", ((10, 10.0, 0.35), (4, 30.0, 0.15), (2, 60.0, 0.5)), 3e-4)
 JOINT = Phase("joint", ((4, 30.0, 0.4), (2, 60.0, 0.6)), 2.5e-4)
 MISTAKES = (0.0, 0.0, 0.0, 0.05, 0.1)  # shares of the words written so far that are wrong; one for each recording
 COUNT_STEP, COUNT_CLASSES = 4, 48  # words
@@ -109,10 +109,10 @@ class Trainer:
     def prompt(self) -> tuple[list[int], list[int]]:
         """Ids before and after the audio: transcription with or without a language, or an instruction."""
         kind = self.rng.random()
-        if kind < 0.35:
+        if kind < 0.25:
             language = "en" if self.rng.random() < 0.85 else self.rng.choice(OTHER_LANGUAGES)
             return [BOS, INST, BEGIN_AUDIO], [END_INST, *self._ids(f"lang:{language}"), TRANSCRIBE]
-        if kind < 0.65:
+        if kind < 0.4:
             return [BOS, INST, BEGIN_AUDIO], [END_INST, TRANSCRIBE]
         text = self._ids(instruction(self.rng))
         if self.rng.random() < 0.2:
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--hearing-steps", type=int, default=3000)
     parser.add_argument("--short-steps", type=int, default=1000, help="of reading, on 10 s")
     parser.add_argument("--joint-steps", type=int, default=500, help="of both halves on 30 and 60 s")
-    parser.add_argument("--reading-steps", type=int, default=2000, help="on 30 and 60 s")
+    parser.add_argument("--reading-steps", type=int, default=2000, help="on up to 60 s")
     args = parser.parse_args()
 
     bank = training.begin(args)
