@@ -25,16 +25,6 @@ def server() -> Iterator[Server]:
         running.wait_until(lambda health: not any(health[name] for name in at_work))
 
 
-@pytest.fixture(scope="session")
-def unusual_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that does not look for speech, finds times with the demo aligner and writes some words in one way."""
-    replacements = tmp_path_factory.mktemp("settings") / "replacements.csv"
-    replacements.write_text("papa kilo,PK-2\nwindow,Fenster\n")
-    settings = {"VOXTRAL_VAD": "off", "VOXTRAL_ALIGNER": "demo_aligner", "VOXTRAL_REPLACEMENTS": str(replacements)}
-    with Server("--demo", **settings) as running:
-        yield running
-
-
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

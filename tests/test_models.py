@@ -246,14 +246,14 @@ def test_memory_comes_back_when_a_model_is_unloaded(tmp_path: Path) -> None:
 
 
 def widened_model(folder: Path) -> Path:
-    """The demo model with a decoder of 200 MB, whose added layers are random."""
+    """The demo model with a decoder of 100 MB, whose added layers are random."""
     import torch
     from transformers import VoxtralConfig, VoxtralForConditionalGeneration
 
     shutil.copytree(DEMO_MODEL, folder)
     config = VoxtralConfig.from_pretrained(DEMO_MODEL)
     config.text_config.hidden_size, config.text_config.intermediate_size = 1024, 4096
-    config.text_config.num_hidden_layers = 8
+    config.text_config.num_hidden_layers = 3
     model = VoxtralForConditionalGeneration(config).to(torch.bfloat16)
     model.save_pretrained(folder)
     return folder

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
-import base64
-import json
 import unicodedata
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from config import ConfigError
 from replacements import Replacements, Replacer, read_replacements, replaced
-from tests.serving import Server
-from tests.speech import clip
 from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage, Word
 
 ENTRIES = {
@@ -157,31 +151,6 @@ def test_a_file_has_two_columns_quotes_where_needed_and_any_empty_lines(tmp_path
     replacements = read_replacements(file)
     assert replacements.apply("Lot Ee, e, g naïve") == 'Lotti, for "example" naive'
     assert replacements.apply(unicodedata.normalize("NFD", "naïve")) == "naive"
-
-
-def test_every_format_and_every_stream_is_written_so(unusual_server: Server) -> None:
-    spoken, written = clip("voice_en-gb+f3"), "six PK-2 morning my Fenster open echo green"
-    url, files = "/v1/audio/transcriptions", {"file": spoken.data}
-
-    def post(**fields: str) -> httpx.Response:
-        return unusual_server.client.post(url, files=files, data={"model": "whisper-1", "language": "en", **fields})
-
-    verbose = post(response_format="verbose_json").json()
-    assert verbose["text"] == post().json()["text"] == written
-    assert " ".join(segment["text"].strip() for segment in verbose["segments"]) == written
-    for response_format in ("text", "srt", "vtt"):
-        assert {"PK-2", "Fenster"} < set(post(response_format=response_format).text.split())
-    *deltas, done = events(post(stream="true"))
-    assert "".join(delta["delta"] for delta in deltas) == done["text"] == written
-    body = {"model": "whisper-1", "audio": base64.b64encode(spoken.data).decode(), "language": "en", "stream": True}
-    body["messages"] = [{"role": "user", "content": "Transcribe this audio."}]
-    chunks = events(unusual_server.client.post("/v1/chat/completions", json=body))
-    assert "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"]) == written
-
-
-def events(response: httpx.Response) -> list[dict[str, Any]]:
-    data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
-    return [json.loads(event) for event in data if event != "[DONE]"]
 
 
 @pytest.mark.parametrize(

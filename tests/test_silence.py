@@ -154,19 +154,3 @@ def test_a_parameter_out_of_bounds_is_refused_by_name(server: Server, name: str,
     fields = {"chunking_strategy[type]": "server_vad", f"chunking_strategy[{name}]": value}
     error = post(server, clip("short_0").data, **fields).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_value", f"chunking_strategy.{name}")
-
-
-def test_without_detection_the_whole_recording_is_heard(unusual_server: Server) -> None:
-    spoken = clip("voice_en-us")
-    samples = np.concatenate([spoken.samples(), pause(12)])
-    before = metric(unusual_server, 'voxtral_tokens_total{kind="audio"}')
-    assert_heard(spoken.words, verbose(unusual_server, samples)["text"])
-    assert metric(unusual_server, 'voxtral_tokens_total{kind="audio"}') == before + 2 * 375
-    assert metric(unusual_server, "voxtral_silence_seconds_total") == 0
-
-
-def test_without_detection_its_parameters_are_refused_and_auto_is_not(unusual_server: Server) -> None:
-    data = clip("short_0").data
-    error = post(unusual_server, data, **{"chunking_strategy[type]": "server_vad"}).json()["error"]
-    assert (error["code"], error["param"]) == ("unsupported_value", "chunking_strategy")
-    assert post(unusual_server, data, chunking_strategy="auto").json()["text"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +15,8 @@ from api.transcriptions import parse
 from audio_processor import SAMPLE_RATE
 from chunking import Chunk
 from tests.serving import Server
-from tests.speech import Clip, clip, clips_of, normal
+from tests.speech import clip
+from tests.word_starts import start_errors, timed
 from transcript import Segment, TextToken, Usage
 from voice_activity import Span
 from word_times import apart, begins_sentence, needs_places, timed_segments, word_pieces
@@ -165,39 +165,8 @@ def test_places_are_only_looked_for_where_they_change_something() -> None:
     assert needs_places("words", one, b"one")
 
 
-def post(server: Server, data: bytes, **fields: Any) -> Any:
-    response = server.client.post(URL, files={"file": data}, data={"model": "whisper-1", "language": "en", **fields})
-    assert response.status_code == 200, response.text
-    return response
-
-
-def words_of(server: Server, spoken: Clip) -> list[dict[str, Any]]:
-    fields = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
-    return post(server, spoken.data, **fields).json()["words"]
-
-
-def start_errors(spoken: Clip, words: list[dict[str, Any]]) -> list[float]:
-    """Milliseconds by which words begin too late; of those only that were heard right."""
-    expected, heard = normal(spoken.words), normal(" ".join(word["word"] for word in words))
-    matches = SequenceMatcher(None, expected, heard, autojunk=False).get_matching_blocks()
-    pairs = [(a + i, b + i) for a, b, size in matches for i in range(size)]
-    return [words[b]["start"] * 1000 - spoken.starts_ms[a] for a, b in pairs]
-
-
-def errors_of(server: Server, *kinds: str) -> np.ndarray:
-    """Milliseconds, without sign, by which words begin at another time than they were spoken."""
-    errors: list[float] = []
-    for spoken in clips_of(*kinds):
-        words = words_of(server, spoken)
-        assert all(word["start"] < word["end"] for word in words)
-        assert all(a["end"] <= b["start"] for a, b in pairwise(words))
-        assert words[-1]["end"] <= spoken.seconds
-        errors += start_errors(spoken, words)
-    return np.abs(errors)
-
-
 def test_words_begin_where_they_were_spoken(server: Server) -> None:
-    errors = errors_of(
+    errors = start_errors(
         server, "trained voice", "unheard voice", "loudness", "short", "long pauses", "half a minute"
     )  # fmt: skip
     assert len(errors) > 350
@@ -205,21 +174,10 @@ def test_words_begin_where_they_were_spoken(server: Server) -> None:
     assert np.quantile(errors, 0.95) <= 240
 
 
-def test_words_begin_to_the_frame_where_an_aligner_finds_them(unusual_server: Server) -> None:
-    """Without voice activity detection, which would tell it where nobody speaks."""
-    errors = errors_of(unusual_server, "unheard voice", "loudness", "long pauses")
-    assert len(errors) > 120
-    assert np.median(errors) <= 40
-    assert np.quantile(errors, 0.95) <= 100
-    assert unusual_server.health()["aligner"] == {
-        "model": "demo_aligner", "state": "loaded", "error": None, "download": None,
-    }  # fmt: skip
-
-
 def test_segments_are_what_is_said_between_pauses(server: Server) -> None:
     spoken = clip("sparse_0")
-    body = post(server, spoken.data, response_format="verbose_json").json()
-    words = words_of(server, spoken)
+    body = timed(server, spoken, "segment")
+    words = timed(server, spoken, "word")["words"]
     starts = [segment["start"] for segment in body["segments"]]
     assert len(starts) > 3
     assert set(starts) <= {word["start"] for word in words}
