@@ -86,4 +86,9 @@ def memory_needed(folder: Path, options: LoadOptions) -> int:
 
 
 def _imported(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
+    """A name of a module that may bring torch. Looking for garbage meanwhile would take a tenth of the time."""
+    gc.disable()
+    try:
+        return getattr(importlib.import_module(module), name)
+    finally:
+        gc.enable()
