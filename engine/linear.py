@@ -33,6 +33,11 @@ def supported() -> bool:
     return torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 
 
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies floats of this type here; in bfloat16 it wants AVX-512 or more."""
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 class PackedLinear(torch.nn.Module):
     """A linear layer that gets its weights from `pack`; its bias is a parameter, as in torch.nn.Linear."""
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import apply_renamings
 
-from engine.linear import Activations, FloatLinear, Int4Linear, Int8Linear, PackedLinear
+from engine.linear import Activations, FloatLinear, Int4Linear, Int8Linear, PackedLinear, packs
 
 EMBEDDING = "embed_tokens.weight"
 LEAST_PACKED = 2**19  # weights of a layer; a call of oneDNN takes 80 us, which fewer do not gain
@@ -77,11 +77,12 @@ def trim_heap() -> None:
 
 def _pack_linears(model: PreTrainedModel, quantization: str, dtype: torch.dtype) -> None:
     activations = Activations()
+    least = LEAST_PACKED if packs(dtype) else math.inf
     for name, linear in [*model.named_modules()]:
         if not isinstance(linear, torch.nn.Linear) or NARROW in name:
             continue
         if quantization == "none":
-            packed = FloatLinear(linear, dtype) if linear.weight.numel() >= LEAST_PACKED else linear
+            packed = FloatLinear(linear, dtype) if linear.weight.numel() >= least else linear
         elif quantization == "int4" and ".language_model.layers." in name:
             packed = Int4Linear(linear)
         else:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import VoxtralForConditionalGeneration
 
 from config import DEMO_MODEL
+from engine import weights
 from engine.backends import load_backend, memory_needed
 from engine.backends.base import LoadOptions
 from engine.core import Job, Sampling
@@ -129,6 +130,14 @@ def test_loaded_weights_take_as_much_as_was_foreseen() -> None:
         options = LoadOptions("cpu", "float32", 8, quantization)
         backend = load_backend("transformers", DEMO_MODEL, options)
         assert math.isclose(memory_needed(DEMO_MODEL, options), backend.memory_bytes, rel_tol=0.1)
+
+
+def test_floats_that_onednn_does_not_multiply_here_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for possible, kind in ((True, FloatLinear), (False, torch.nn.Linear)):
+        monkeypatch.setattr(weights, "packs", lambda dtype, possible=possible: possible)
+        model = load_packed(VoxtralForConditionalGeneration, DEMO_MODEL, "none", torch.bfloat16)
+        assert type(model.lm_head) is kind
+        assert model.lm_head(torch.zeros(1, 256, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
