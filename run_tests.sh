@@ -8,6 +8,7 @@ prepare_environment .venv/litellm requirements-litellm.txt
 prepare_node tests/clients/node
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Two files at a time, each with one thread for the model: threads that share a core wait for each other.
+# Three files at a time, which keeps two cores busy while tests wait; each with one thread for the model: threads that share
+# a core wait for each other.
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses 3 --dist loadfile "$@"
