@@ -135,9 +135,9 @@ def test_loaded_weights_take_as_much_as_was_foreseen() -> None:
 def test_floats_that_onednn_does_not_multiply_here_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for possible, kind in ((True, FloatLinear), (False, torch.nn.Linear)):
         monkeypatch.setattr(weights, "packs", lambda dtype, possible=possible: possible)
-        model = load_packed(VoxtralForConditionalGeneration, DEMO_MODEL, "none", torch.bfloat16)
+        model = load_packed(VoxtralForConditionalGeneration, DEMO_MODEL, "none", torch.float32)
         assert type(model.lm_head) is kind
-        assert model.lm_head(torch.zeros(1, 256, dtype=torch.bfloat16)).dtype == torch.bfloat16
+        assert model.lm_head(torch.zeros(1, 256)).shape == (1, 2048)
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
