@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from engine import dense_attention
 from engine.alignment import BestHeads, follow_scores
 
 WATCHED_SDPA = "watched_sdpa"
@@ -30,9 +31,11 @@ def _watched_sdpa(
     watch: AudioWatch | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA as it is; `watch` is an argument that decoder layers hand down."""
+    """As it is; `watch` is an argument that decoder layers hand down."""
     if watch:
         watch.see(query[0], key[0], module.scaling)
+    if mask is None and dense_attention.serves(query.device, query.dtype):
+        return dense_attention.attend(query, key, value, module.scaling, causal=True), None
     return sdpa_attention_forward(module, query, key, value, mask, **options)
 
 

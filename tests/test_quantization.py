@@ -18,7 +18,17 @@ from engine import weights
 from engine.backends import load_backend, memory_needed
 from engine.backends.base import LoadOptions
 from engine.core import Job, Sampling
-from engine.linear import FEW_ROWS, FloatLinear, Int4Linear, Int8Linear, PackedLinear, supported, unpack_int4
+from engine.linear import (
+    GROUP,
+    POSITIONS_IN_CACHE,
+    TILE,
+    FloatLinear,
+    Int4Linear,
+    Int8Linear,
+    PackedLinear,
+    multiply_int4,
+    supported,
+)
 from engine.tokenizer import TextDecoder
 from engine.weights import load_packed
 from engine.worker import Worker
@@ -42,7 +52,7 @@ def relative_error(quantized: torch.Tensor, exact: torch.Tensor) -> torch.Tensor
     return (quantized - exact).norm(dim=-1) / exact.norm(dim=-1)
 
 
-@given(rows=st.integers(1, 2 * FEW_ROWS), seed=st.integers(0, 2**31), bias=st.booleans())
+@given(rows=st.integers(1, 2 * POSITIONS_IN_CACHE), seed=st.integers(0, 2**31), bias=st.booleans())
 @torch.inference_mode()
 def test_a_quantized_layer_gives_nearly_what_the_layer_gave(rows: int, seed: int, bias: bool) -> None:
     torch.manual_seed(seed)
@@ -88,9 +98,47 @@ def test_silence_stays_silent() -> None:
     assert not layer(torch.zeros(3, 64)).any()
 
 
-def test_four_bit_levels_can_be_unpacked() -> None:
-    levels = torch.randint(0, 16, (192, 96), dtype=torch.int32)
-    assert torch.equal(unpack_int4(torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)).int(), levels)
+def runs(cpu: str) -> bool:
+    """Whether this CPU has the instructions that LLVM expects of one of that name."""
+    widest = torch.backends.cpu.get_cpu_capability()
+    return {"x86_64_v4": widest == "AVX512", "x86_64_v3": widest in ("AVX2", "AVX512")}.get(cpu, True)
+
+
+def unpacked_int4(layer: Int4Linear) -> torch.Tensor:
+    """The weights (outputs, inputs) that a layer has stored."""
+    pairs = torch.stack([layer.packed & 15, layer.packed >> 4])  # (2, tiles, groups, pairs, TILE, 4)
+    levels = pairs.permute(1, 4, 2, 3, 0, 5).reshape(-1, TILE, layer.in_features // GROUP, GROUP)
+    scales, offsets = layer.scales.float().transpose(1, 3).unbind(2)  # (tiles, TILE, groups)
+    return ((levels - 8.0) * scales[..., None] + offsets[..., None]).flatten(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("cpu", ["native", "x86_64_v4", "x86_64_v3", "x86_64"])
+@given(
+    sizes=st.tuples(st.integers(1, 80), st.integers(1, 9), st.integers(1, 5)), large=st.floats(1e-3, 1e3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), seed=st.integers(0, 2**31),
+)  # fmt: skip
+@torch.inference_mode()
+def test_four_bits_are_multiplied_rightly_with_the_instructions_of_any_cpu(
+    cpu: str, sizes: tuple[int, int, int], large: float, dtype: torch.dtype, seed: int
+) -> None:
+    rows, tiles, groups = sizes
+    if not runs(cpu):
+        pytest.skip(f"this CPU is no {cpu}")
+    torch.manual_seed(seed)
+    layer = packed(Int4Linear, torch.nn.Linear(groups * GROUP, tiles * TILE, bias=False))
+    inputs = (large * torch.randn(rows, groups * GROUP)).to(dtype)
+    step = inputs.float().abs().amax(1, keepdim=True) / 127
+    expected = ((inputs.float() / step).round() * step) @ unpacked_int4(layer).T
+    products = multiply_int4(inputs, layer.packed, layer.scales, cpu)
+    assert products.dtype == dtype
+    # A level that lies in the middle may be rounded either way; bfloat16 keeps 8 bits of what comes out.
+    assert relative_error(products.float(), expected).max() < (0.02 if dtype == torch.float32 else 0.025)
+
+
+@torch.inference_mode()
+def test_a_layer_that_four_bits_cannot_hold_is_refused_by_its_sizes() -> None:
+    with pytest.raises(ValueError, match="48 inputs and 32 outputs does not go into 4 bits: multiples of 32"):
+        packed(Int4Linear, torch.nn.Linear(48, 32))
 
 
 def transcripts(quantization: str) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, VoxtralForConditionalGeneration
 
+from engine import dense_attention
 from engine.alignment import token_spans
 from engine.attention import WATCHED_SDPA, AudioWatch
 from engine.backends.base import LoadOptions
@@ -56,6 +57,8 @@ class VoxtralBackend:
         self._model = load_model(VoxtralForConditionalGeneration, folder, placement)
         self._decoder = self._model.model.language_model
         self._decoder.config._attn_implementation = WATCHED_SDPA
+        if dense_attention.serves(self._tensor_device, self._dtype):
+            self._model.model.audio_tower.config._attn_implementation = dense_attention.DENSE
         audio, text = self._model.config.audio_config, self._model.config.text_config
         # Two frames make an encoder position, and the projector joins as many positions as fill its input.
         self._tokens_per_window = audio.max_source_positions * audio.hidden_size // audio.intermediate_size

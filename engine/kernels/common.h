@@ -1,0 +1,53 @@
+// What all kernels share: vectors of 64 bytes, which the compiler splits where a CPU's are shorter; floats of both
+// lengths; and PyTorch's threads.
+#include <stdint.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef f32x16 f32x16_anywhere __attribute__((aligned(1)));
+typedef u16x16 u16x16_anywhere __attribute__((aligned(1)));
+
+// GOMP_parallel of the OpenMP that PyTorch runs: its threads, so that no second pool fights with them for the cores.
+typedef void (*Parallel)(void (*task)(void *), void *data, unsigned threads, unsigned flags);
+
+// Work is taken piece by piece, so that a thread whose core is busy with something else takes less of it.
+static inline int64_t take(int64_t *taken) { return __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED); }
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline f32x16 widened(const uint16_t *bfloat16) {
+    return (f32x16)(__builtin_convertvector(*(const u16x16_anywhere *)bfloat16, u32x16) << 16);
+}
+
+// 16 numbers from the index `at` on.
+static inline f32x16 load(const void *numbers, int64_t at, int is_bfloat16) {
+    return is_bfloat16 ? widened((const uint16_t *)numbers + at) : *(const f32x16_anywhere *)((const float *)numbers + at);
+}
+
+static inline void store(void *numbers, int64_t at, f32x16 values, int is_bfloat16) {
+    if (is_bfloat16) {  // to the nearest, and of two to the even one
+        u32x16 bits = (u32x16)values;
+        bits += 0x7fff + ((bits >> 16) & 1);
+        *(u16x16_anywhere *)((uint16_t *)numbers + at) = __builtin_convertvector(bits >> 16, u16x16);
+    } else {
+        *(f32x16_anywhere *)((float *)numbers + at) = values;
+    }
+}
+
+static inline float greatest_of(f32x16 v) {
+    float most = v[0];
+    for (int i = 1; i < 16; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
+static inline float sum_of(f32x16 v) {
+    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    return v[0] + v[1];
+}

@@ -1,0 +1,50 @@
+"""Kernels of our own in C, compiled for the very CPU when a model first wants them, which takes half a second.
+
+The compiler is clang, which the package `ziglang` brings: nobody has to install one. Kernels run in PyTorch's own
+threads, so that no second pool wants the cores, and without the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+KERNELS = Path(__file__).parent / "kernels"
+THIS_CPU = "native"
+
+
+def supported() -> bool:
+    """Whether kernels can be compiled and run on this machine."""
+    return sys.platform == "linux" and platform.machine().lower() in ("x86_64", "amd64")
+
+
+@cache
+def library(name: str, cpu: str = THIS_CPU) -> ctypes.CDLL:
+    """The kernels in `name`.c, for this CPU or one of LLVM's names. Raises RuntimeError with what the compiler said."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / f"{name}.so"
+        options = ("-O3", f"-mcpu={cpu}", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-psabi")
+        compiled = subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(binary), str(KERNELS / f"{name}.c")],
+            env={"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if compiled.returncode:
+            raise RuntimeError(f"{name}.c could not be compiled for this CPU: {compiled.stderr.strip()}")
+        return ctypes.CDLL(str(binary))
+
+
+@cache
+def parallel() -> ctypes.c_void_p:
+    """What starts a task in PyTorch's threads: GOMP_parallel of the OpenMP that it was linked with, whichever it is."""
+    torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p)
