@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from engine import dense_attention
 from engine.alignment import BestHeads, follow_scores
+from engine.kv_cache import KernelView
 
 WATCHED_SDPA = "watched_sdpa"
 BLOCK = 2**24  # weights that are computed at once, 64 MB
@@ -28,12 +29,14 @@ def _watched_sdpa(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    watch: AudioWatch | None = None,
+    seen: AudioWatch | KernelView | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As it is; `watch` is an argument that decoder layers hand down."""
-    if watch:
-        watch.see(query[0], key[0], module.scaling)
+    """As it is; `seen` is an argument that decoder layers hand down."""
+    if isinstance(seen, KernelView):
+        return seen.attend(module.layer_idx, query, key, value, module.scaling), None
+    if seen:
+        seen.see(query[0], key[0], module.scaling)
     if mask is None and dense_attention.serves(query.device, query.dtype):
         return dense_attention.attend(query, key, value, module.scaling, causal=True), None
     return sdpa_attention_forward(module, query, key, value, mask, **options)

@@ -12,6 +12,7 @@ import mmap
 import torch
 from transformers import LlamaConfig
 
+from engine.cached_attention import CachedAttention, New
 from engine.scheduler import Size
 
 GROWTH = 256  # positions that slots grow by at least, so that they are not copied at every step
@@ -190,3 +191,23 @@ class DecodeView:
         all_values[self._rows, :, self._at] = values[:, :, 0]
         rows = len(self._rows)
         return all_keys[:rows, :, : self._length], all_values[:rows, :, : self._length]
+
+
+class KernelView:
+    """As DecodeView, for the kernel that stores and attends in one: it stands in no graph."""
+
+    def __init__(self, cache: KVCache, at: torch.Tensor) -> None:
+        self._cache = cache
+        self._kernel = CachedAttention([New(start, 1, row) for row, start in enumerate(at.tolist())])
+
+    def attend(
+        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Stores keys and values (rows, key_heads, 1, dim); attends from queries (rows, heads, 1, dim).
+
+        Returns (rows, 1, heads, dim).
+        """
+        rows = len(queries)
+        slots = zip(self._cache.keys[layer][:rows].unbind(), self._cache.values[layer][:rows].unbind(), strict=True)
+        new = [tensor[:, :, 0].transpose(0, 1) for tensor in (queries, keys, values)]
+        return self._kernel.attend([*slots], *new, scaling)[:, None]

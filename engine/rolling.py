@@ -1,15 +1,15 @@
 """Keys and values of streams that never end, and attention to them where streams of different lengths go together.
 
 A stream's forward has some new positions, another's has more. They lie one behind another in one batch row, so that
-linear layers see a single matrix without padding; attention alone goes stream by stream. It is called in place of SDPA
-(`PACKED_SDPA`), and stores and reads the keys itself.
+linear layers see a single matrix without padding; attention alone goes stream by stream, on a CPU within one kernel.
+It is called in place of SDPA (`PACKED_SDPA`), and stores and reads the keys itself.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from engine import cached_attention
+from engine.cached_attention import CachedAttention, New
 from engine.devices import to_device
 from engine.kv_cache import zeros
 
@@ -72,27 +74,22 @@ class RollingCache:
         return self._memory[0, layer], self._memory[1, layer]
 
 
-@dataclass(frozen=True)
-class Part:
-    """One stream's new positions in a packed forward: `count` of them from `start` on, the first at `offset`."""
-
-    cache: RollingCache
-    start: int
-    count: int
-    offset: int
-
-
 class PackedForward:
-    """Positions of several streams, one behind another, and their keys."""
+    """New positions of several streams, one behind another, and their keys."""
 
     def __init__(self, caches: list[RollingCache], starts: list[int], counts: list[int], dtype: torch.dtype) -> None:
         self.positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
-        self._parts = []
-        for cache, start, count in zip(caches, starts, counts, strict=True):
-            cache.reserve(start + count)
-            offset = sum(part.count for part, *_ in self._parts)
-            part = Part(cache, start, count, offset)
-            self._parts.append((part, _slots(part), _mask(part, dtype, cache.layer(0)[0].device)))
+        offsets = [0, *accumulate(counts[:-1])]
+        self._caches, self._new = caches, [New(*each) for each in zip(starts, counts, offsets, strict=True)]
+        for cache, new in zip(caches, self._new, strict=True):
+            cache.reserve(new.start + new.count)
+        keys, _ = caches[0].layer(0)
+        self._kernel = self._places = None
+        if cached_attention.serves(keys.device, dtype, keys.shape[2]):
+            self._kernel = CachedAttention(self._new, caches[0].window)
+        else:
+            pairs = [*zip(caches, self._new, strict=True)]
+            self._places = [(_slots(cache, new), _mask(cache, new, dtype, keys.device)) for cache, new in pairs]
 
     def attend(
         self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
@@ -101,39 +98,42 @@ class PackedForward:
 
         Returns (1, positions, heads, dim).
         """
+        stored = [cache.layer(layer) for cache in self._caches]
+        if self._kernel:
+            return self._kernel.attend(stored, queries[0], keys[0], values[0], scaling)[None]
         outputs = torch.empty_like(queries)
         _, heads, _, dim = queries.shape
-        for part, slots, mask in self._parts:
-            here = slice(part.offset, part.offset + part.count)
-            all_keys, all_values = part.cache.layer(layer)
+        for new, (all_keys, all_values), (slots, mask) in zip(self._new, stored, self._places, strict=True):
+            here = slice(new.offset, new.offset + new.count)
             all_keys[:, slots], all_values[:, slots] = keys[0, :, here], values[0, :, here]
-            seen = min(part.start + part.count, part.cache.slots)
-            grouped = queries[:, :, here].reshape(1, -1, part.cache.groups * part.count, dim)
+            seen = min(new.start + new.count, self._caches[0].slots)
+            # Query heads that share a key head go as more queries of it, so that no key is copied.
+            grouped = queries[:, :, here].reshape(1, len(all_keys), -1, dim)
             attended = F.scaled_dot_product_attention(
                 grouped, all_keys[None, :, :seen], all_values[None, :, :seen], mask, scale=scaling
             )
-            outputs[:, :, here] = attended.view(1, heads, part.count, dim)
+            outputs[:, :, here] = attended.view(1, heads, new.count, dim)
         return outputs.transpose(1, 2)
 
 
-def _slots(part: Part) -> slice | torch.Tensor:
-    first, slots = part.start % part.cache.slots, part.cache.slots
-    if first + part.count <= slots:
-        return slice(first, first + part.count)
-    return torch.arange(first, first + part.count) % slots
+def _slots(cache: RollingCache, new: New) -> slice | torch.Tensor:
+    first = new.start % cache.slots
+    if first + new.count <= cache.slots:
+        return slice(first, first + new.count)
+    return torch.arange(first, first + new.count) % cache.slots
 
 
-def _mask(part: Part, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+def _mask(cache: RollingCache, new: New, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
     """(groups * count, slots seen): 0 where a query may look, else -inf; None where one position sees all there are."""
-    end, slots, window = part.start + part.count, part.cache.slots, part.cache.window
-    if part.count == 1 and end <= window:
+    end = new.start + new.count
+    if new.count == 1 and end <= cache.window:
         return None
-    slot = torch.arange(min(end, slots))
-    held = end - 1 - (end - 1 - slot) % slots  # the last position that was written to each slot
-    at = torch.arange(part.start, end)[:, None]
-    hidden = (held > at) | (held <= at - window)
+    slot = torch.arange(min(end, cache.slots))
+    held = end - 1 - (end - 1 - slot) % cache.slots  # the last position that was written to each slot
+    at = torch.arange(new.start, end)[:, None]
+    hidden = (held > at) | (held <= at - cache.window)
     mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-    return to_device(mask.repeat(part.cache.groups, 1), device)
+    return to_device(mask.repeat(cache.groups, 1), device)
 
 
 def rotations(rotary: torch.nn.Module, positions: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,29 +12,36 @@ from transformers.models.voxtral_realtime.modeling_voxtral_realtime import Voxtr
 
 from engine.rolling import FAR, PackedForward, RollingCache, rotations
 
-CONFIG = VoxtralRealtimeTextConfig(
-    hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=11,
-    rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-)  # fmt: skip
 MOST = 5
 
 
+def config(head_dim: int) -> VoxtralRealtimeTextConfig:
+    return VoxtralRealtimeTextConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim,
+        sliding_window=11, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # fmt: skip
+
+
+CONFIG = config(head_dim=8)
+
+
+@pytest.mark.parametrize("head_dim", [8, 16, 64, 128])  # of the first, PyTorch's kernels take care; ours of the others
 @hypothesis.settings(max_examples=20)
 @given(
     steps=st.lists(st.tuples(st.integers(1, MOST), st.integers(0, MOST)), min_size=1, max_size=20),
     first=st.sampled_from([2, 100]),
 )
 def test_attention_over_a_window_is_the_same_however_it_is_fed_and_grows(
-    steps: list[tuple[int, int]], first: int
+    head_dim: int, steps: list[tuple[int, int]], first: int
 ) -> None:
     """`steps`: positions in a call, and of them those that were guessed wrongly and are overwritten by the next."""
-    cache = RollingCache(CONFIG, MOST, torch.float32, torch.device("cpu"))
+    cache = RollingCache(config(head_dim), MOST, torch.float32, torch.device("cpu"))
     cache._first = first
-    at, keys, values = 0, torch.empty(2, 0, 8), torch.empty(2, 0, 8)
+    at, keys, values = 0, torch.empty(2, 0, head_dim), torch.empty(2, 0, head_dim)
     for seed, (count, wrong) in enumerate(steps):
         generator = torch.Generator().manual_seed(seed)
-        queries = torch.randn(1, 4, count, 8, generator=generator)
-        new_keys, new_values = torch.randn(2, 1, 2, count, 8, generator=generator)
+        queries = torch.randn(1, 4, count, head_dim, generator=generator)
+        new_keys, new_values = torch.randn(2, 1, 2, count, head_dim, generator=generator)
         packed = PackedForward([cache], [at], [count], torch.float32)
         attended = packed.attend(0, queries, new_keys, new_values, 0.5)[0].transpose(0, 1)
         keys, values = torch.cat([keys[:, :at], new_keys[0]], 1), torch.cat([values[:, :at], new_values[0]], 1)

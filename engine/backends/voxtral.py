@@ -16,14 +16,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, VoxtralForConditionalGeneration
 
-from engine import dense_attention
+from engine import cached_attention, dense_attention
 from engine.alignment import token_spans
 from engine.attention import WATCHED_SDPA, AudioWatch
 from engine.backends.base import LoadOptions
 from engine.core import Job
 from engine.devices import CACHE_SHARE, free_memory, release_unused, to_device
 from engine.features import WINDOW_SAMPLES, LogMel, window_count
-from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView, TextView
+from engine.kv_cache import DecodeView, FixedKVCache, KernelView, KVCache, PrefillView, TextView
 from engine.loading import Placement, load_model, memory_bytes
 from engine.scheduler import Limits, Size
 from engine.steps import ExactSteps, GraphSteps, RoundedSteps, rounded
@@ -65,6 +65,8 @@ class VoxtralBackend:
         self.memory_bytes = memory_bytes(self._model)
         self.context_length = min(CONTEXT_LENGTH, text.max_position_embeddings)
         self._fixed = bool(options.positions) or self.device == "cuda"
+        kernel = cached_attention.serves(self._tensor_device, self._dtype, text.head_dim)
+        self._has_kernel = kernel and not self._fixed
         if self._fixed:
             self._prepare_fixed(text, options)
         else:
@@ -116,7 +118,7 @@ class VoxtralBackend:
         inputs = self._prompt_embeddings(jobs)
         positions = torch.arange(inputs.shape[1], device=self._tensor_device)[None]
         # Prompts begin together and each position attends to those before it, so never to what fills up the shorter.
-        hidden = self._decode_layers(inputs, positions, None, PrefillView(self._cache, row))
+        hidden = self._decode_layers(inputs, positions, cache=PrefillView(self._cache, row))
         lengths = torch.tensor([size.prompt for size in sizes])
         self._cache.lengths[row : row + len(jobs)] = lengths
         last = torch.arange(len(jobs)) * inputs.shape[1] + lengths - 1
@@ -130,8 +132,12 @@ class VoxtralBackend:
 
     def _step(self, tokens: torch.Tensor, at: torch.Tensor, length: int) -> torch.Tensor:
         """See engine.steps.Step."""
-        view = DecodeView(self._cache, at, length)
-        hidden = self._decode_layers(self._embed(tokens[:, None]), at[:, None], view.mask, view)
+        hidden = self._embed(tokens[:, None])
+        if self._has_kernel:
+            hidden = self._decode_layers(hidden, at[:, None], seen=KernelView(self._cache, at))
+        else:
+            view = DecodeView(self._cache, at, length)
+            hidden = self._decode_layers(hidden, at[:, None], view.mask, view)
         return self._model.lm_head(hidden[:, 0])
 
     @torch.inference_mode()
@@ -204,14 +210,13 @@ class VoxtralBackend:
         self,
         hidden: torch.Tensor,
         positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        cache: PrefillView | DecodeView | TextView,
-        watch: AudioWatch | None = None,
+        mask: torch.Tensor | None = None,
+        cache: PrefillView | DecodeView | TextView | None = None,
+        seen: AudioWatch | KernelView | None = None,
     ) -> torch.Tensor:
-        """Hidden states (batch, length, hidden) after all layers. Without a mask, attention is causal."""
+        """Hidden states (batch, length, hidden) after all layers. Without a mask, attention is causal, unless `seen`
+        has the keys."""
         rotation = self._decoder.rotary_emb(hidden, position_ids=positions)
         for layer in self._decoder.layers:
-            hidden = layer(
-                hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache, watch=watch
-            )
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache, seen=seen)
         return self._decoder.norm(hidden)
