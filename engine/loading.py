@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from engine import linear, native
+from engine import linear
 from engine.backends.base import LoadOptions
 from engine.weights import load_packed, packed_bytes
 
@@ -88,8 +88,6 @@ def _pick_quantization(wanted: str, device: str) -> str:
         return "int8" if possible else "none"
     if wanted != "none" and not possible:
         raise ValueError(
-            f"VOXTRAL_QUANTIZATION={wanted} is for x86 CPUs, and the model is on {device}. Set it to none."
+            f"VOXTRAL_QUANTIZATION={wanted} is for x86 CPUs under Linux, and the model is on {device}. Set it to none."
         )
-    if wanted == "int4" and not native.supported():
-        raise ValueError("VOXTRAL_QUANTIZATION=int4 is for Linux on x86 CPUs. Set it to int8.")
     return wanted

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import apply_renamings
 
-from engine.linear import Activations, FloatLinear, Int4Linear, Int8Linear, PackedLinear, packs
+from engine.linear import FloatLinear, Int4Linear, Int8Linear, PackedLinear, packs
 
 EMBEDDING = "embed_tokens.weight"
 LEAST_PACKED = 2**19  # weights of a layer; a call of oneDNN takes 80 us, which fewer do not gain
@@ -76,18 +76,16 @@ def trim_heap() -> None:
 
 
 def _pack_linears(model: PreTrainedModel, quantization: str, dtype: torch.dtype) -> None:
-    activations = Activations()
     least = LEAST_PACKED if packs(dtype) else math.inf
     for name, linear in [*model.named_modules()]:
         if not isinstance(linear, torch.nn.Linear) or NARROW in name:
             continue
-        if quantization == "none":
-            packed = FloatLinear(linear, dtype) if linear.weight.numel() >= least else linear
-        elif quantization == "int4" and ".language_model.layers." in name:
-            packed = Int4Linear(linear)
-        else:
-            packed = Int8Linear(linear, activations)
-        model.set_submodule(name, packed)
+        if quantization == "none" and linear.weight.numel() >= least:
+            model.set_submodule(name, FloatLinear(linear, dtype))
+        elif quantization != "none":
+            fewest = Int4Linear if quantization == "int4" and ".language_model.layers." in name else Int8Linear
+            if fewest.takes(linear):  # which all of a real model's are
+                model.set_submodule(name, fewest(linear))
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

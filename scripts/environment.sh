@@ -23,7 +23,7 @@ make_venv() {
     "$python" -m venv "$venv" >/dev/null 2>&1 || fail "'$python -m venv' does not work. On Debian or Ubuntu: apt install python3-venv."
 }
 
-# Room for PyTorch and its friends: 2 GB on the CPU and on macOS, more where pip brings CUDA along.
+# Room for PyTorch and its friends: 2.3 GB on the CPU, less on macOS, more where pip brings CUDA along.
 check_disk() {
     local free_kb
     free_kb=$(df -Pk . | awk 'NR == 2 {print $4}')
