@@ -32,7 +32,7 @@ def _watched_sdpa(
     seen: AudioWatch | KernelView | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As it is; `seen` is an argument that decoder layers hand down."""
+    """SDPA, or what is quicker on this device; `seen` is an argument that decoder layers hand down."""
     if isinstance(seen, KernelView):
         return seen.attend(module.layer_idx, query, key, value, module.scaling), None
     if seen:

@@ -14,6 +14,7 @@ import torch
 
 from engine import native
 
+KERNEL = "cached_attention"
 VECTOR, LONGEST = 16, 256  # numbers of a key: a multiple, and at most
 EVERYTHING = 2**62  # a window that ends nowhere
 
@@ -39,7 +40,7 @@ class _Part(ctypes.Structure):
     _fields_ = (
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("head_stride", "slots", "start", "count", "offset")),
+        *((name, ctypes.c_int64) for name in ("key_stride", "value_stride", "slots", "start", "count", "offset")),
     )
 
 
@@ -54,6 +55,8 @@ class _Heads(ctypes.Structure):
     @staticmethod
     def of(tensor: torch.Tensor) -> _Heads:
         """Of (heads, positions, dim), however its heads and positions lie."""
+        if tensor.stride(2) != 1:
+            raise ValueError("the numbers of a head have to lie together")
         return _Heads(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
@@ -72,7 +75,7 @@ class _Job(ctypes.Structure):
 
 
 class CachedAttention:
-    """Of a forward through all layers, in which every stream has the same new positions."""
+    """Of a forward through all layers, each of which has the same new positions."""
 
     def __init__(self, new: Sequence[New], window: int = EVERYTHING) -> None:
         """`window`: positions that a query sees, its own included."""
@@ -92,18 +95,20 @@ class CachedAttention:
         """Stores `keys` and `values` (key_heads, positions, dim) in the caches; attends from `queries` (heads,
         positions, dim), each to its stream's positions up to its own.
 
-        A cache is keys and values (key_heads, slots, dim), contiguous but for its heads, with position p at p % slots.
+        A cache is keys and values (key_heads, slots, dim), contiguous but for its heads, with position p at p % slots;
+        one of the two may have more slots than are in use. All are of one type, and a row's numbers lie together.
         Returns (positions, heads, dim).
         """
         heads, positions, dim = queries.shape
         for part, (cached_keys, cached_values) in zip(self._parts, caches, strict=True):
             part.keys, part.values = cached_keys.data_ptr(), cached_values.data_ptr()
-            part.slots, part.head_stride = cached_keys.shape[1], cached_keys.stride(0)
+            part.key_stride, part.value_stride = cached_keys.stride(0), cached_values.stride(0)
+            part.slots = min(cached_keys.shape[1], cached_values.shape[1])
         outputs = queries.new_empty(positions, heads, dim)
         job = _Job(
             self._parts, _Heads.of(queries), _Heads.of(keys), _Heads.of(values), outputs.data_ptr(), len(self._parts),
             len(keys), heads // len(keys), dim, self._window, scaling, queries.dtype == torch.bfloat16, 0,
         )  # fmt: skip
-        library = native.library("cached_attention")
+        library = native.library(KERNEL)
         library.cached_attention(ctypes.byref(job), native.parallel(), ctypes.c_uint32(torch.get_num_threads()))
         return outputs

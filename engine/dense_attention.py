@@ -20,7 +20,7 @@ HEADS = 4  # that are multiplied together; more leave room for fewer queries
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether it is quicker there than PyTorch's attention."""
-    return device.type == "cpu" and dtype == torch.bfloat16
+    return device.type == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def attend(

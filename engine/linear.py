@@ -76,6 +76,7 @@ class QuantizedLinear(PackedLinear):
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__(linear)
         self.register_buffer("middles", None, persistent=False)
+        native.library(self.kernel), native.parallel()  # while the model is loaded, and not at its first request
 
     @classmethod
     def takes(cls, linear: torch.nn.Linear) -> bool:
@@ -85,8 +86,9 @@ class QuantizedLinear(PackedLinear):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, self.in_features).contiguous()
         products = rows.new_empty(len(rows), self.out_features)
-        levels, steps = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(len(rows))
-        sums = torch.empty(len(rows), self.sums_per_row, 2)
+        levels = torch.empty(rows.shape, dtype=torch.uint8)
+        steps = torch.empty(len(rows), dtype=torch.float32)  # torch's default may be another, while a model is loaded
+        sums = torch.empty(len(rows), self.sums_per_row, 2, dtype=torch.float32)
         job = _Job(
             self.packed.data_ptr(), self.scales.data_ptr(), _address(self.middles), _address(self.bias),
             rows.data_ptr(), products.data_ptr(), *rows.shape, self.out_features, rows.dtype == torch.bfloat16,

@@ -22,17 +22,24 @@ THIS_CPU = "native"
 
 def supported() -> bool:
     """Whether kernels can be compiled and run on this machine."""
-    return sys.platform == "linux" and platform.machine().lower() in ("x86_64", "amd64")
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 @cache
 def library(name: str, cpu: str = THIS_CPU) -> ctypes.CDLL:
-    """The kernels in `name`.c, for this CPU or one of LLVM's names. Raises RuntimeError with what the compiler said."""
+    """The kernels in `name`.c, for this CPU or one of LLVM's names. Raises RuntimeError with the compiler's or the
+    system's reason."""
+    try:
+        import ziglang
+    except ImportError:
+        raise RuntimeError("the compiler is missing: run `pip install -r requirements.txt`") from None
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / f"{name}.so"
-        options = ("-O3", f"-mcpu={cpu}", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-psabi")
+        # Intel's CPUs would be given vectors of 32 bytes, for which the kernels have too few registers.
+        options = ("-O3", f"-mcpu={cpu}", "-mprefer-vector-width=512", "-shared", "-fPIC")
+        warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-psabi")
         compiled = subprocess.run(
-            [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(binary), str(KERNELS / f"{name}.c")],
+            [Path(ziglang.__file__).parent / "zig", "cc", *options, *warnings, "-o", binary, KERNELS / f"{name}.c"],
             env={"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder},
             capture_output=True,
             text=True,
@@ -40,7 +47,10 @@ def library(name: str, cpu: str = THIS_CPU) -> ctypes.CDLL:
         )
         if compiled.returncode:
             raise RuntimeError(f"{name}.c could not be compiled for this CPU: {compiled.stderr.strip()}")
-        return ctypes.CDLL(str(binary))
+        try:
+            return ctypes.CDLL(str(binary))
+        except OSError as error:
+            raise RuntimeError(f"{error}. Set TMPDIR to a folder from which programs may be run.") from None
 
 
 @cache

@@ -107,7 +107,6 @@ class PackedForward:
             here = slice(new.offset, new.offset + new.count)
             all_keys[:, slots], all_values[:, slots] = keys[0, :, here], values[0, :, here]
             seen = min(new.start + new.count, self._caches[0].slots)
-            # Query heads that share a key head go as more queries of it, so that no key is copied.
             grouped = queries[:, :, here].reshape(1, len(all_keys), -1, dim)
             attended = F.scaled_dot_product_attention(
                 grouped, all_keys[None, :, :seen], all_values[None, :, :seen], mask, scale=scaling

@@ -7,12 +7,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from engine import kv_cache
-from engine.kv_cache import DecodeView, FixedKVCache, KVCache, PrefillView
+from engine import kv_cache, native
+from engine.kv_cache import DecodeView, FixedKVCache, KernelView, KVCache, PrefillView
 from engine.scheduler import Limits, Scheduler, Size
 
 ROWS, POSITIONS = 3, 3 * 64
@@ -77,6 +78,36 @@ def test_a_step_writes_one_position_of_each_row_and_looks_at_what_is_before_it()
     assert torch.equal(keys[0, :, :4], numbers(1, 0, 4)[0])
     assert torch.equal(keys[1], numbers(2, 0, 6)[0])
     assert view.mask[:, 0, 0].isfinite().tolist() == [[True] * 4 + [False] * 2, [True] * 6]
+
+
+@pytest.mark.skipif(not native.supported(), reason="the kernel needs an x86 CPU under Linux")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_attends_as_pytorch_does_though_a_growth_left_keys_and_values_of_different_lengths(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    heads = LlamaConfig(num_hidden_layers=1, hidden_size=384, num_attention_heads=6, num_key_value_heads=2, head_dim=64)
+    lengths = [3, 200]
+    cache, theirs = (KVCache(heads, ROWS, dtype, torch.device("cpu")) for _ in range(2))
+    for each in (cache, theirs):
+        each.begin(0, [Size(100, 300), Size(200, 300)])
+        each.reserve(300, 2)
+    cache.values[0] = torch.zeros(3, 2, 999, 64, dtype=dtype)
+    for both in (cache.keys[0], cache.values[0]):
+        both[:2, :, :300] = torch.randn(2, 2, 300, 64)
+    theirs.keys[0], theirs.values[0] = cache.keys[0].clone(), cache.values[0][:, :, :300].clone()
+    at = torch.tensor(lengths)
+    queries, keys, values = (torch.randn(2, 1, count, 64, dtype=dtype).transpose(1, 2) for count in (6, 2, 2))
+    view = DecodeView(theirs, at, 201)
+    seen = view.update(keys, values, 0)
+    expected = F.scaled_dot_product_attention(queries, *seen, view.mask, scale=0.1, enable_gqa=True)
+    found = KernelView(cache, at).attend(0, queries, keys, values, 0.1)
+    torch.testing.assert_close(
+        found, expected.transpose(1, 2), rtol=0.02 if dtype == torch.bfloat16 else 1e-4, atol=1e-2
+    )
+    for row, length in enumerate(lengths):
+        assert torch.equal(cache.keys[0][row, :, length], keys[row, :, 0])
+        assert torch.equal(cache.values[0][row, :, length], values[row, :, 0])
 
 
 def test_a_fixed_cache_never_moves() -> None:

@@ -387,8 +387,8 @@ async def test_a_stream_that_fails_ends_the_session_after_what_was_heard() -> No
 
 
 async def test_the_real_engine_writes_in_a_session_what_it_writes_in_a_stream(tmp_path: Path) -> None:
-    """A model of random weights, which writes something or other."""
-    folder, said = write_random_model(tmp_path), [noise(2, seed) for seed in (0, 1)]
+    """A model of random weights, which writes something or other of some of it."""
+    folder, said = write_random_model(tmp_path), [noise(2, seed) for seed in range(4)]
     async with Desk(start_worker(load_backend("realtime", folder, LoadOptions("cpu", "float32")))) as desk:
         session, stream = await desk.open(), desk.worker.open(LiveOptions())
         reading = asyncio.create_task(told(session))
@@ -405,6 +405,6 @@ async def test_the_real_engine_writes_in_a_session_what_it_writes_in_a_stream(tm
                 expected[-1] += token_bytes(item.id)
             else:
                 expected.append(b"")
-        assert texts(await reading) == [text.decode(errors="replace").lstrip() for text in expected[:2]]
-        assert all(expected[:2])
+        assert texts(await reading) == [text.decode(errors="replace").lstrip() for text in expected[:-1]]
+        assert any(expected)
         await session.close()

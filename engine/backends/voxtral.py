@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, VoxtralForConditionalGeneration
 
-from engine import cached_attention, dense_attention
+from engine import cached_attention, dense_attention, native
 from engine.alignment import token_spans
 from engine.attention import WATCHED_SDPA, AudioWatch
 from engine.backends.base import LoadOptions
@@ -65,8 +65,9 @@ class VoxtralBackend:
         self.memory_bytes = memory_bytes(self._model)
         self.context_length = min(CONTEXT_LENGTH, text.max_position_embeddings)
         self._fixed = bool(options.positions) or self.device == "cuda"
-        kernel = cached_attention.serves(self._tensor_device, self._dtype, text.head_dim)
-        self._has_kernel = kernel and not self._fixed
+        self._has_kernel = not self._fixed and cached_attention.serves(self._tensor_device, self._dtype, text.head_dim)
+        if self._has_kernel:
+            native.library(cached_attention.KERNEL)  # compiled now, and not at the first request
         if self._fixed:
             self._prepare_fixed(text, options)
         else:

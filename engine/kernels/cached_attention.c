@@ -9,7 +9,7 @@ enum { QUERIES = 4, BLOCK = 64, LONGEST = 256 };  // LONGEST: numbers of a key
 // Some new positions of one stream, whose cache has position p at p % slots.
 typedef struct {
     void *keys, *values;  // (key_heads, slots, dim)
-    int64_t head_stride;  // numbers between heads
+    int64_t key_stride, value_stride;  // numbers between heads
     int64_t slots;
     int64_t start, count;  // new positions
     int64_t offset;        // of the first of them among the queries
@@ -47,11 +47,11 @@ static inline void copy(void *to, int64_t at, const void *from, int64_t source, 
 
 static inline void keep(const Job *job, const Part *part, int64_t head, int is_bfloat16) {
     for (int64_t i = 0; i < part->count; i++) {
-        int64_t at = head * part->head_stride + (part->start + i) % part->slots * job->dim, new = part->offset + i;
+        int64_t slot = (part->start + i) % part->slots * job->dim, new = part->offset + i;
         int64_t key = head * job->keys.head_stride + new * job->keys.position_stride;
         int64_t value = head * job->values.head_stride + new * job->values.position_stride;
-        copy(part->keys, at, job->keys.numbers, key, job->dim, is_bfloat16);
-        copy(part->values, at, job->values.numbers, value, job->dim, is_bfloat16);
+        copy(part->keys, head * part->key_stride + slot, job->keys.numbers, key, job->dim, is_bfloat16);
+        copy(part->values, head * part->value_stride + slot, job->values.numbers, value, job->dim, is_bfloat16);
     }
 }
 
@@ -132,9 +132,9 @@ static inline __attribute__((always_inline)) void attend(
     for (int64_t position = begin > 0 ? begin : 0, some; position < end; position += some) {
         int64_t slot = position % part->slots;
         some = least(least(BLOCK, end - position), part->slots - slot);
-        int64_t at = head * part->head_stride + slot * job->dim;
-        weigh(&state, part->keys, at, position, some, job->window, vectors, is_bfloat16);
-        gather(&state, part->values, at, some, vectors, is_bfloat16);
+        int64_t key = head * part->key_stride + slot * job->dim, value = head * part->value_stride + slot * job->dim;
+        weigh(&state, part->keys, key, position, some, job->window, vectors, is_bfloat16);
+        gather(&state, part->values, value, some, vectors, is_bfloat16);
     }
     for (int q = 0; q < count; q++) {
         int64_t row = part->offset + (first + q) / job->groups;
