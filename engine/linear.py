@@ -12,7 +12,9 @@ neighbours two or three levels.
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -26,7 +28,6 @@ GROUP = 32  # inputs that share a scale and an offset in 4 bits
 # Without VNNI a CPU adds two products in 16 bits, which 255 x 127 twice would overflow. Weights can spare the bit more
 # easily than activations, which have outliers.
 WEIGHT_LIMIT = 127 if torch.cpu._is_vnni_supported() else 63
-MIDDLE = 128  # the level of activation 0
 
 
 def supported() -> bool:
@@ -111,12 +112,12 @@ class _Job(ctypes.Structure):
     )
 
 
-def _in_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that the system may keep in pages of 2 MB: a step that reads all weights then looks up fewer of them."""
-    pages = mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def _in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that the system may keep in pages of 2 MB: a step that reads all weights then looks up fewer of them."""
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a system without them
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -127,21 +128,30 @@ class Int8Linear(QuantizedLinear):
     kernel, multiples = "linear_int8", (VECTOR, TILE_8)
 
     def pack(self, weight: torch.Tensor) -> None:
-        parts = [_to_int8(rows) for rows in weight.split(AT_ONCE)]
-        packed, scales, self.middles = (torch.cat(each) for each in zip(*parts, strict=True))
-        self.register_buffer("packed", _in_huge_pages(packed), persistent=False)
+        weight = weight.contiguous() if weight.dtype == torch.bfloat16 else weight.float().contiguous()
+        outputs, inputs = weight.shape
+        packed = _in_huge_pages((outputs // TILE_8, inputs // 4, TILE_8, 4), torch.int8)
+        scales, self.middles = torch.empty(outputs, dtype=torch.float32), torch.empty(outputs, dtype=torch.int32)
+        job = _Packing(
+            weight.data_ptr(), outputs, inputs, weight.dtype == torch.bfloat16, WEIGHT_LIMIT, packed.data_ptr(),
+            scales.data_ptr(), self.middles.data_ptr(), 0,
+        )  # fmt: skip
+        threads = ctypes.c_uint32(torch.get_num_threads())
+        native.library(self.kernel).pack_int8(ctypes.byref(job), native.parallel(), threads)
+        self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
 
 
-def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Levels -WEIGHT_LIMIT to WEIGHT_LIMIT (tiles, inputs / 4, TILE_8, 4); scales (outputs,) that they are worth; and
-    what MIDDLE makes of each output's levels (outputs,), which is to be taken away."""
-    levels = weight.to(torch.float32, copy=True)
-    scales = levels.abs().amax(1, keepdim=True).clamp(min=1e-12) / WEIGHT_LIMIT
-    levels.div_(scales).round_()
-    middles = MIDDLE * levels.sum(1)  # exact: whole numbers below 2^24 until they are multiplied by a power of two
-    tiles = levels.to(torch.int8).view(-1, TILE_8, weight.shape[1] // 4, 4).transpose(1, 2).contiguous()
-    return tiles, scales[:, 0], middles.int()
+class _Packing(ctypes.Structure):
+    """Packing in engine/kernels/linear_int8.c."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("outputs", "width")),
+        *((name, ctypes.c_int32) for name in ("is_bfloat16", "limit")),
+        *((name, ctypes.c_void_p) for name in ("packed", "scales", "middles")),
+        ("taken", ctypes.c_int64),
+    )
 
 
 class Int4Linear(QuantizedLinear):
@@ -153,7 +163,8 @@ class Int4Linear(QuantizedLinear):
 
     def pack(self, weight: torch.Tensor) -> None:
         parts = [_to_int4(rows) for rows in weight.split(AT_ONCE)]
-        packed, scales = (_in_huge_pages(torch.cat(each)) for each in zip(*parts, strict=True))
+        packed, scales = (torch.cat(each) for each in zip(*parts, strict=True))
+        packed, scales = (_in_huge_pages(each.shape, each.dtype).copy_(each) for each in (packed, scales))
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
 

@@ -18,17 +18,26 @@ typedef struct {
 // Few rows are sooner brought to levels than other threads are told to.
 enum { ROWS_ALONE = 8 };
 
-static inline i32x16 levels_of(const Job *job, int64_t at, float factor) {
+static inline i32x16 rounded(f32x16 values) {
     const float shift = 12582912;  // 1.5 * 2^23: what is added to it has no bits left for fractions
-    return (i32x16)(load(job->inputs, at, job->is_bfloat16) * factor + shift) - 0x4b400000;
+    return (i32x16)(values + shift) - 0x4b400000;
+}
+
+// The greatest magnitude of a row of numbers; never 0, so that a row of zeros stays one.
+static inline float peak_of(const void *numbers, int64_t first, int64_t count, int is_bfloat16) {
+    f32x16 peaks = (f32x16){0} + 1e-12f;
+    for (int64_t i = first; i < first + count; i += 16)
+        peaks = __builtin_elementwise_max(peaks, __builtin_elementwise_abs(load(numbers, i, is_bfloat16)));
+    return greatest_of(peaks);
+}
+
+static inline i32x16 levels_of(const Job *job, int64_t at, float factor) {
+    return rounded(load(job->inputs, at, job->is_bfloat16) * factor);
 }
 
 // Keeps the step of a row, and returns the factor that turns its numbers into levels.
 static inline float measure(const Job *job, int64_t row) {
-    f32x16 peaks = (f32x16){0} + 1e-12f;  // a row of zeros stays one
-    for (int64_t i = row * job->width; i < (row + 1) * job->width; i += 16)
-        peaks = __builtin_elementwise_max(peaks, __builtin_elementwise_abs(load(job->inputs, i, job->is_bfloat16)));
-    float peak = greatest_of(peaks);
+    float peak = peak_of(job->inputs, row * job->width, job->width, job->is_bfloat16);
     job->steps[row] = peak / 127;
     return 127 / peak;
 }

@@ -1,4 +1,4 @@
-// A linear layer with weights and activations in 8 bits: engine/linear.py has the layout.
+// A linear layer with weights and activations in 8 bits. Weights lie in tiles of OUTPUTS, four inputs together.
 //
 // One instruction adds four products to each of 16 sums. Weights are read from memory once for all rows, and few rows
 // take no longer than that reading.
@@ -18,6 +18,7 @@ enum {
 };
 
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef u8x16 u8x16_anywhere __attribute__((aligned(1)));
 
 static void quantize(void *data) {
@@ -69,4 +70,39 @@ static void multiply_tiles(void *data) {
 
 void linear_int8(Job *job, Parallel parallel, uint32_t threads) {
     run(job, quantize, multiply_tiles, parallel, threads);
+}
+
+typedef struct {
+    const void *weights;  // (outputs, width)
+    int64_t outputs, width;
+    int32_t is_bfloat16;
+    int32_t limit;     // of levels
+    int8_t *packed;    // (tiles, width / 4, OUTPUTS, 4)
+    float *scales;     // (outputs,)
+    int32_t *middles;  // (outputs,): what MIDDLE makes of the levels
+    int64_t taken;
+} Packing;
+
+static void pack_tiles(void *data) {
+    Packing *job = data;
+    for (int64_t tile = take(&job->taken); tile < job->outputs / OUTPUTS; tile = take(&job->taken)) {
+        int32_t *quads = (int32_t *)(job->packed + tile * OUTPUTS * job->width);
+        for (int64_t i = 0; i < OUTPUTS; i++) {
+            int64_t output = tile * OUTPUTS + i, first = output * job->width;
+            float scale = job->scales[output] = peak_of(job->weights, first, job->width, job->is_bfloat16) / job->limit;
+            i32x16 sum = {0};
+            for (int64_t at = 0; at < job->width; at += 16) {
+                i32x16 levels = rounded(load(job->weights, first + at, job->is_bfloat16) / scale);
+                sum += levels;
+                union { i8x16 all; int32_t quad[4]; } bytes = {__builtin_convertvector(levels, i8x16)};
+                for (int64_t q = 0; q < 4; q++) quads[(at / 4 + q) * OUTPUTS + i] = bytes.quad[q];
+            }
+            job->middles[output] = MIDDLE * __builtin_reduce_add(sum);
+        }
+    }
+}
+
+void pack_int8(Packing *job, Parallel parallel, uint32_t threads) {
+    job->taken = 0;
+    parallel(pack_tiles, job, threads, 0);
 }
