@@ -43,7 +43,7 @@ def measure(rows: tuple[int, ...], rounds: int) -> str:
     for count in rows:
         for _ in range(rounds + 1):
             for kind in KINDS:
-                inputs = torch.randn(count, INPUTS)  # new ones: a layer knows the levels of the last ones
+                inputs = torch.randn(count, INPUTS)
                 started = time.perf_counter()
                 layers[kind](inputs)
                 times[count, kind].append(1000 * (time.perf_counter() - started))

@@ -109,6 +109,5 @@ class CachedAttention:
             self._parts, _Heads.of(queries), _Heads.of(keys), _Heads.of(values), outputs.data_ptr(), len(self._parts),
             len(keys), heads // len(keys), dim, self._window, scaling, queries.dtype == torch.bfloat16, 0,
         )  # fmt: skip
-        library = native.library(KERNEL)
-        library.cached_attention(ctypes.byref(job), native.parallel(), ctypes.c_uint32(torch.get_num_threads()))
+        native.run(KERNEL, KERNEL, job)
         return outputs

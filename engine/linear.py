@@ -77,7 +77,7 @@ class QuantizedLinear(PackedLinear):
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__(linear)
         self.register_buffer("middles", None, persistent=False)
-        native.library(self.kernel), native.parallel()  # while the model is loaded, and not at its first request
+        native.prepare(self.kernel)
 
     @classmethod
     def takes(cls, linear: torch.nn.Linear) -> bool:
@@ -95,8 +95,7 @@ class QuantizedLinear(PackedLinear):
             rows.data_ptr(), products.data_ptr(), *rows.shape, self.out_features, rows.dtype == torch.bfloat16,
             levels.data_ptr(), steps.data_ptr(), sums.data_ptr(), 0,
         )  # fmt: skip
-        multiply = getattr(native.library(self.kernel, self.cpu), self.kernel)
-        multiply(ctypes.byref(job), native.parallel(), ctypes.c_uint32(torch.get_num_threads()))
+        native.run(self.kernel, self.kernel, job, self.cpu)
         return products.view(*inputs.shape[:-1], self.out_features)
 
 
@@ -136,8 +135,7 @@ class Int8Linear(QuantizedLinear):
             weight.data_ptr(), outputs, inputs, weight.dtype == torch.bfloat16, WEIGHT_LIMIT, packed.data_ptr(),
             scales.data_ptr(), self.middles.data_ptr(), 0,
         )  # fmt: skip
-        threads = ctypes.c_uint32(torch.get_num_threads())
-        native.library(self.kernel).pack_int8(ctypes.byref(job), native.parallel(), threads)
+        native.run(self.kernel, "pack_int8", job)
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
 

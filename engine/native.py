@@ -58,3 +58,15 @@ def parallel() -> ctypes.c_void_p:
     """What starts a task in PyTorch's threads: GOMP_parallel of the OpenMP that it was linked with, whichever it is."""
     torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p)
+
+
+def prepare(name: str) -> None:
+    """Compile now, while a model is loaded, what its first request would wait for. Raises RuntimeError."""
+    library(name)
+    parallel()
+
+
+def run(name: str, function: str, job: ctypes.Structure, cpu: str = THIS_CPU) -> None:
+    """Have PyTorch's threads do a job of `name`.c, and wait for it. What it points to must live until then."""
+    threads = ctypes.c_uint32(torch.get_num_threads())
+    getattr(library(name, cpu), function)(ctypes.byref(job), parallel(), threads)

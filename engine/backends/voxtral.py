@@ -67,7 +67,7 @@ class VoxtralBackend:
         self._fixed = bool(options.positions) or self.device == "cuda"
         self._has_kernel = not self._fixed and cached_attention.serves(self._tensor_device, self._dtype, text.head_dim)
         if self._has_kernel:
-            native.library(cached_attention.KERNEL)  # compiled now, and not at the first request
+            native.prepare(cached_attention.KERNEL)
         if self._fixed:
             self._prepare_fixed(text, options)
         else:
