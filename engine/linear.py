@@ -21,7 +21,6 @@ import torch
 
 from engine import native
 
-AT_ONCE = 64  # output channels that are packed at a time: what that takes stays in the CPU's cache
 VECTOR = 16  # inputs that are brought to levels at a time
 TILE_8, TILE_4 = 64, 16  # output channels that are multiplied together
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
@@ -47,6 +46,7 @@ class PackedLinear(torch.nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
+        self.register_buffer("packed", None, persistent=False)
 
     def pack(self, weight: torch.Tensor) -> None:
         """Keep `weight` (out_features, in_features), of any float type."""
@@ -59,8 +59,7 @@ class FloatLinear(PackedLinear):
         self._dtype = dtype
 
     def pack(self, weight: torch.Tensor) -> None:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self._dtype), None)
-        self.register_buffer("packed", packed, persistent=False)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self._dtype), None)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
@@ -76,13 +75,27 @@ class QuantizedLinear(PackedLinear):
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__(linear)
-        self.register_buffer("middles", None, persistent=False)
+        for name in ("scales", "middles"):
+            self.register_buffer(name, None, persistent=False)
         native.prepare(self.kernel)
 
     @classmethod
     def takes(cls, linear: torch.nn.Linear) -> bool:
         inputs, outputs = cls.multiples
         return linear.in_features % inputs == 0 and linear.out_features % outputs == 0
+
+    def _take_room(self) -> None:
+        """For what the kernel's file packs."""
+        raise NotImplementedError
+
+    def pack(self, weight: torch.Tensor) -> None:
+        weight = weight.contiguous() if weight.dtype == torch.bfloat16 else weight.float().contiguous()
+        self._take_room()
+        job = _Packing(
+            weight.data_ptr(), *weight.shape, weight.dtype == torch.bfloat16, WEIGHT_LIMIT, self.packed.data_ptr(),
+            self.scales.data_ptr(), _address(self.middles), 0,
+        )  # fmt: skip
+        native.run(self.kernel, "pack", job)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, self.in_features).contiguous()
@@ -111,6 +124,18 @@ class _Job(ctypes.Structure):
     )
 
 
+class _Packing(ctypes.Structure):
+    """Packing in engine/kernels/linear.h."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("outputs", "width")),
+        *((name, ctypes.c_int32) for name in ("is_bfloat16", "limit")),
+        *((name, ctypes.c_void_p) for name in ("packed", "scales", "middles")),
+        ("taken", ctypes.c_int64),
+    )
+
+
 def _in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Zeros that the system may keep in pages of 2 MB: a step that reads all weights then looks up fewer of them."""
     pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -126,59 +151,24 @@ def _address(tensor: torch.Tensor | None) -> int | None:
 class Int8Linear(QuantizedLinear):
     kernel, multiples = "linear_int8", (VECTOR, TILE_8)
 
-    def pack(self, weight: torch.Tensor) -> None:
-        weight = weight.contiguous() if weight.dtype == torch.bfloat16 else weight.float().contiguous()
-        outputs, inputs = weight.shape
-        packed = _in_huge_pages((outputs // TILE_8, inputs // 4, TILE_8, 4), torch.int8)
-        scales, self.middles = torch.empty(outputs, dtype=torch.float32), torch.empty(outputs, dtype=torch.int32)
-        job = _Packing(
-            weight.data_ptr(), outputs, inputs, weight.dtype == torch.bfloat16, WEIGHT_LIMIT, packed.data_ptr(),
-            scales.data_ptr(), self.middles.data_ptr(), 0,
-        )  # fmt: skip
-        native.run(self.kernel, "pack_int8", job)
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("scales", scales, persistent=False)
-
-
-class _Packing(ctypes.Structure):
-    """Packing in engine/kernels/linear_int8.c."""
-
-    _fields_ = (
-        ("weights", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("outputs", "width")),
-        *((name, ctypes.c_int32) for name in ("is_bfloat16", "limit")),
-        *((name, ctypes.c_void_p) for name in ("packed", "scales", "middles")),
-        ("taken", ctypes.c_int64),
-    )
+    def _take_room(self) -> None:
+        self.packed = _in_huge_pages((self.out_features // TILE_8, self.in_features // 4, TILE_8, 4), torch.int8)
+        self.scales = _in_huge_pages((self.out_features,), torch.float32)
+        self.middles = _in_huge_pages((self.out_features,), torch.int32)
 
 
 class Int4Linear(QuantizedLinear):
+    """A weight is (level - 8) * scale + offset. A byte has the level of one of the first four of eight inputs in its
+    low half, and of one of the others in its high one.
+    """
+
     kernel, multiples = "linear_int4", (GROUP, TILE_4)
 
     @property
     def sums_per_row(self) -> int:
         return self.in_features // GROUP
 
-    def pack(self, weight: torch.Tensor) -> None:
-        parts = [_to_int4(rows) for rows in weight.split(AT_ONCE)]
-        packed, scales = (torch.cat(each) for each in zip(*parts, strict=True))
-        packed, scales = (_in_huge_pages(each.shape, each.dtype).copy_(each) for each in (packed, scales))
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("scales", scales, persistent=False)
-
-
-def _to_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels 0 to 15 as bytes (tiles, groups, pairs of 4 inputs, TILE_4, 4), whose low halves are for the first 4 of a
-    pair and the high ones for the others; and scales and offsets (tiles, groups, 2, TILE_4) in bfloat16.
-
-    A weight is (level - 8) * scale + offset.
-    """
-    groups = weight.shape[1] // GROUP
-    grouped = weight.float().view(-1, TILE_4, groups, GROUP).transpose(1, 2)  # (tiles, groups, TILE_4, GROUP)
-    low, high = grouped.amin(-1), grouped.amax(-1)
-    # Rounded to what is stored before the levels are chosen, so that they make up for it.
-    scales = ((high - low) / 15).clamp(min=1e-12).bfloat16()
-    offsets = (low + 8 * scales.float()).bfloat16()
-    levels = ((grouped - offsets.float()[..., None]) / scales.float()[..., None] + 8).round_().clamp_(0, 15)
-    pairs = levels.to(torch.uint8).unflatten(3, (-1, 2, 4)).permute(4, 0, 1, 3, 2, 5)
-    return pairs[0] + 16 * pairs[1], torch.stack([scales, offsets], 2)
+    def _take_room(self) -> None:
+        tiles = (self.out_features // TILE_4, self.in_features // GROUP)
+        self.packed = _in_huge_pages((*tiles, GROUP // 8, TILE_4, 4), torch.uint8)
+        self.scales = _in_huge_pages((*tiles, 2, TILE_4), torch.bfloat16)

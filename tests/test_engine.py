@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +26,7 @@ from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
 from engine.core import EngineStopped, Job, JobFailed, PromptTooLong, Sampling, Token
 from engine.job_stream import JobStream
+from engine.linear import supported
 from engine.loading import Placement, load_model
 from engine.sampling import Sampler
 from engine.steps import GraphSteps
@@ -35,6 +39,30 @@ from tests.speech import assert_heard, clip
 
 pytestmark = pytest.mark.anyio
 NAMES = ("voice_en-us", "short_0", "dense_0", "gain-20", "minute", "silence", "voice_en-gb", "sparse_0")
+
+
+THREADS_LEFT = """
+import os, time
+import engine.backends.voxtral
+from config import DEMO_MODEL
+from engine.backends import LoadOptions, load_backend
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+before, patience = threads(), time.monotonic() + 10
+backend = load_backend("transformers", DEMO_MODEL, LoadOptions("cpu", "float32", 8, "int8"))
+while threads() > before and time.monotonic() < patience:
+    time.sleep(0.1)
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(not supported(), reason="counts the threads that Linux knows, and loads in int8")
+def test_a_load_ends_the_threads_that_it_calculated_with() -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    left = subprocess.run([sys.executable, "-c", THREADS_LEFT], env=environment, capture_output=True, text=True)
+    assert left.stdout == "0\n", left.stderr
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,23 @@ def test_kernels_multiply_rightly_with_the_instructions_of_any_cpu(kind, unpacke
     assert relative_error(products.float(), expected).max() < (0.02 if dtype == torch.float32 else 0.025)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(large=st.floats(1e-6, 1e4), away=st.floats(-1e3, 1e3), seed=st.integers(0, 2**31))
+@torch.inference_mode()
+def test_packed_weights_are_within_half_a_level_of_what_they_were(dtype, large: float, away: float, seed: int) -> None:
+    """`away`: how far from zero the weights lie, where groups of 4 bits have to follow them."""
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(3 * GROUP, TILE_8, bias=False).to(dtype)
+    linear.weight.data = (large * (torch.randn(TILE_8, 3 * GROUP) + away)).to(dtype)
+    weight = linear.weight.data.float()
+    eight, four = packed(Int8Linear, linear), packed(Int4Linear, linear)
+    assert ((unpacked_int8(eight) - weight).abs() <= 0.501 * eight.scales[:, None]).all()
+    scales, offsets = (each.flatten(0, 1)[..., None] for each in four.scales.float().transpose(1, 3).unbind(2))
+    distance = (unpacked_int4(four) - weight).abs().view(-1, 3, GROUP)
+    # Scales and offsets have 8 bits themselves, of which the greatest and least of a group feel the most.
+    assert (distance <= 0.5 * scales + (8 * scales + offsets.abs()) / 128).all()
+
+
 def transcripts(quantization: str) -> list[str]:
     backend = load_backend("transformers", DEMO_MODEL, LoadOptions("cpu", "float32", 8, quantization))
     worker = Worker(backend)

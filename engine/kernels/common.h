@@ -43,17 +43,30 @@ static inline void store(void *numbers, int64_t at, f32x16 values, int is_bfloat
     }
 }
 
-static inline float greatest_of(f32x16 v) {
-    float most = v[0];
-    for (int i = 1; i < 16; i++) most = v[i] > most ? v[i] : most;
-    return most;
+static inline f32x16 halves_swapped(f32x16 v) {
+    return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+static inline f32x16 quarters_swapped(f32x16 v) {
+    return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+}
+
+static inline f32x16 pairs_swapped(f32x16 v) {
+    return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
 }
 
 static inline float sum_of(f32x16 v) {
-    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    v += halves_swapped(v);
+    v += quarters_swapped(v);
+    v += pairs_swapped(v);
     return v[0] + v[1];
+}
+
+static inline float greatest_of(f32x16 v) {
+    v = __builtin_elementwise_max(v, halves_swapped(v));
+    v = __builtin_elementwise_max(v, quarters_swapped(v));
+    v = __builtin_elementwise_max(v, pairs_swapped(v));
+    return v[0] > v[1] ? v[0] : v[1];
 }
 
 // Adds to each of 16 sums four products. On CPUs without VNNI, two of them may not go beyond 16 bits.

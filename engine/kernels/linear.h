@@ -15,6 +15,17 @@ typedef struct {
     int64_t taken;        // pieces of work that some thread has
 } Job;
 
+// Weights that are to be laid out as a kernel wants them.
+typedef struct {
+    const void *weights;  // (outputs, width)
+    int64_t outputs, width;
+    int32_t is_bfloat16;  // else float32
+    int32_t limit;        // of levels: in 8 bits only
+    void *packed, *scales;
+    int32_t *middles;
+    int64_t taken;
+} Packing;
+
 // Few rows are sooner brought to levels than other threads are told to.
 enum { ROWS_ALONE = 8 };
 

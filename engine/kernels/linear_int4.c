@@ -99,3 +99,45 @@ static void multiply_tiles(void *data) {
 void linear_int4(Job *job, Parallel parallel, uint32_t threads) {
     run(job, quantize, multiply_tiles, parallel, threads);
 }
+
+// Levels 0 to 15 of a group of one channel, as 8 times 4 bytes.
+static inline void levels_of_group(const Packing *job, int64_t first, float scale, float offset, int32_t quads[8]) {
+    for (int i = 0; i < GROUP; i += 16) {
+        f32x16 steps = (load(job->weights, first + i, job->is_bfloat16) - offset) / scale;
+        steps = __builtin_elementwise_min(__builtin_elementwise_max(steps, (f32x16){0} - 8), (f32x16){0} + 7);
+        *(i8x16_anywhere *)(quads + i / 4) = __builtin_convertvector(rounded(steps) + 8, i8x16);
+    }
+}
+
+static void pack_group(const Packing *job, int64_t tile, int64_t group) {
+    int64_t at = tile * (job->width / GROUP) + group, first = tile * OUTPUTS * job->width + group * GROUP;
+    f32x16 lowest, highest;
+    for (int i = 0; i < OUTPUTS; i++) {
+        f32x16 a = load(job->weights, first + i * job->width, job->is_bfloat16);
+        f32x16 b = load(job->weights, first + i * job->width + 16, job->is_bfloat16);
+        lowest[i] = -greatest_of(__builtin_elementwise_max(-a, -b));
+        highest[i] = greatest_of(__builtin_elementwise_max(a, b));
+    }
+    // Rounded to what is stored before the levels are chosen, so that they make up for it.
+    uint16_t *scales = (uint16_t *)job->scales + at * 2 * OUTPUTS, *offsets = scales + OUTPUTS;
+    store(scales, 0, __builtin_elementwise_max((highest - lowest) / 15, (f32x16){0} + 1e-12f), 1);
+    store(offsets, 0, lowest + 8 * widened(scales), 1);
+    f32x16 scale = widened(scales), offset = widened(offsets);
+    int32_t *packed = (int32_t *)job->packed + at * PAIRS * OUTPUTS;
+    for (int i = 0; i < OUTPUTS; i++) {
+        int32_t quads[2 * PAIRS];
+        levels_of_group(job, first + i * job->width, scale[i], offset[i], quads);
+        for (int p = 0; p < PAIRS; p++) packed[p * OUTPUTS + i] = quads[2 * p] | quads[2 * p + 1] << 4;
+    }
+}
+
+static void pack_tiles(void *data) {
+    Packing *job = data;
+    for (int64_t tile = take(&job->taken); tile < job->outputs / OUTPUTS; tile = take(&job->taken))
+        for (int64_t group = 0; group < job->width / GROUP; group++) pack_group(job, tile, group);
+}
+
+void pack(Packing *job, Parallel parallel, uint32_t threads) {
+    job->taken = 0;
+    parallel(pack_tiles, job, threads, 0);
+}

@@ -72,24 +72,14 @@ void linear_int8(Job *job, Parallel parallel, uint32_t threads) {
     run(job, quantize, multiply_tiles, parallel, threads);
 }
 
-typedef struct {
-    const void *weights;  // (outputs, width)
-    int64_t outputs, width;
-    int32_t is_bfloat16;
-    int32_t limit;     // of levels
-    int8_t *packed;    // (tiles, width / 4, OUTPUTS, 4)
-    float *scales;     // (outputs,)
-    int32_t *middles;  // (outputs,): what MIDDLE makes of the levels
-    int64_t taken;
-} Packing;
-
 static void pack_tiles(void *data) {
     Packing *job = data;
+    float *scales = job->scales;
     for (int64_t tile = take(&job->taken); tile < job->outputs / OUTPUTS; tile = take(&job->taken)) {
-        int32_t *quads = (int32_t *)(job->packed + tile * OUTPUTS * job->width);
+        int32_t *quads = (int32_t *)job->packed + tile * OUTPUTS * job->width / 4;
         for (int64_t i = 0; i < OUTPUTS; i++) {
             int64_t output = tile * OUTPUTS + i, first = output * job->width;
-            float scale = job->scales[output] = peak_of(job->weights, first, job->width, job->is_bfloat16) / job->limit;
+            float scale = scales[output] = peak_of(job->weights, first, job->width, job->is_bfloat16) / job->limit;
             i32x16 sum = {0};
             for (int64_t at = 0; at < job->width; at += 16) {
                 i32x16 levels = rounded(load(job->weights, first + at, job->is_bfloat16) / scale);
@@ -102,7 +92,7 @@ static void pack_tiles(void *data) {
     }
 }
 
-void pack_int8(Packing *job, Parallel parallel, uint32_t threads) {
+void pack(Packing *job, Parallel parallel, uint32_t threads) {
     job->taken = 0;
     parallel(pack_tiles, job, threads, 0);
 }
