@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import VoxtralRealtimeForConditionalGeneration
 
 from engine.backends.base import LoadOptions
@@ -54,7 +55,7 @@ class ModelStream:
     ) -> None:
         encoder, decoder = model.config.audio_config, model.config.text_config
         positions = MOST_HEARD * model.config.downsample_factor
-        self.condition = torch.empty(0)  # (hidden,): tells the decoder of the delay, once that is known
+        self.delay_scales = torch.empty(0)  # (layers, 1, hidden): tell the decoder of the delay, once that is known
         self.samples = np.zeros(before, np.float32)  # that the next frame hears, too
         self.taken = 0  # samples in all
         self.edges: dict[str, torch.Tensor] = {}  # what the convolutions see before their next input
@@ -80,6 +81,12 @@ class RealtimeBackend:
         self._mel = StreamingMel(folder, self._tensor_device)
         self._model = load_model(VoxtralRealtimeForConditionalGeneration, folder, placement)
         self._encoder, self._decoder = self._model.model.audio_tower, self._model.model.language_model
+        embedder = self._encoder.embedder
+        embedder.conv1, embedder.conv2 = UnfoldedConvolution(embedder.conv1), UnfoldedConvolution(embedder.conv2)
+        # A delay stays what it is: each layer gets its scales ready-made, and not twice as many small products a step.
+        self._scales_of_delay = [layer.ada_rms_norm for layer in self._decoder.layers]
+        for layer in self._decoder.layers:
+            layer.ada_rms_norm = torch.nn.Identity()
         for stack in (self._encoder, self._decoder):
             stack.config._attn_implementation = PACKED_SDPA
             stack.rotary_emb.to("cpu")  # where rotations are computed
@@ -120,7 +127,8 @@ class RealtimeBackend:
     def _begin(self, delay_ms: int) -> ModelStream:
         delay = torch.full((1,), self.tokenizer.delay(delay_ms), dtype=self._dtype, device=self._tensor_device)
         stream = copy.copy(self._silence)  # with the same encoder cache, for nothing is written into it
-        stream.condition = self._model.model.time_embedding(delay)
+        embedded = self._model.model.time_embedding(delay)
+        stream.delay_scales = torch.stack([scales(embedded) for scales in self._scales_of_delay])[:, None]
         stream.reading = self._silence.reading.copy(0)
         prompt = self.tokenizer.prompt(delay_ms)[: len(stream.audio)]
         for first in range(0, len(prompt), MOST_READ):
@@ -164,9 +172,9 @@ class RealtimeBackend:
         ids = torch.tensor([token for ids in tokens for token in ids])
         audio = torch.cat([s.audio[:count] for s, count in zip(streams, counts, strict=True)])
         hidden = self._decoder.embed_tokens(to_device(ids, self._tensor_device)).to(self._dtype) + audio
-        condition = torch.cat([s.condition.expand(count, -1) for s, count in zip(streams, counts, strict=True)])
+        scales = [s.delay_scales.expand(-1, count, -1) for s, count in zip(streams, counts, strict=True)]
         forward = PackedForward([s.reading for s in streams], [s.read for s in streams], counts, self._dtype)
-        hidden = self._layers(self._decoder, hidden[None], forward, t_cond=condition[None])[0]
+        hidden = self._layers(self._decoder, hidden[None], forward, torch.cat(scales, 1))[0]
         asked = [part[len(part) - some :] for part, some in zip(hidden.split(counts), answers, strict=True)]
         return self._model.lm_head(torch.cat(asked))
 
@@ -176,12 +184,14 @@ class RealtimeBackend:
         stream.audio = stream.audio[count:]
 
     def _layers(
-        self, stack: torch.nn.Module, hidden: torch.Tensor, forward: PackedForward, **told: torch.Tensor
+        self, stack: torch.nn.Module, hidden: torch.Tensor, forward: PackedForward, scales: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states (1, positions, hidden) after all layers of a stack."""
-        rotation = rotations(stack.rotary_emb, forward.positions, hidden)
-        for layer in stack.layers:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotation, packed=forward, **told)
+        """Hidden states (1, positions, hidden) after all layers of a stack; `scales` (layers, positions, hidden) are
+        the decoder's."""
+        told = {"attention_mask": None, "packed": forward}
+        told["position_embeddings"] = rotations(stack.rotary_emb, forward.positions, hidden)
+        for i, layer in enumerate(stack.layers):
+            hidden = layer(hidden, **told) if scales is None else layer(hidden, **told, t_cond=scales[i, None])
         return stack.norm(hidden)
 
     def release_memory(self) -> None:
@@ -192,13 +202,30 @@ class RealtimeBackend:
         return free_memory(self._tensor_device)
 
     def close(self) -> None:
-        del self._model, self._encoder, self._decoder, self._mel, self._silence, self._beginnings
+        del self._model, self._encoder, self._decoder, self._scales_of_delay, self._mel
+        del self._silence, self._beginnings
         gc.collect()  # modules hold each other in cycles
         self.release_memory()
 
 
+class UnfoldedConvolution(torch.nn.Module):
+    """A causal convolution of few positions, as one product: oneDNN would lay out the weights anew at every call."""
+
+    def __init__(self, convolution: torch.nn.Conv1d) -> None:
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.key, self.left_pad = convolution.cache_key, convolution.left_pad
+        (self.width,), (self.stride,) = convolution.kernel_size, convolution.stride
+
+    def forward(self, hidden: torch.Tensor, padding_cache: PackedEdges) -> torch.Tensor:
+        """(1, channels, positions) without the edges that the cache has for it; (1, channels out, positions out)."""
+        windows = padding_cache.with_edges(hidden, self)[0].unfold(1, self.width, self.stride)
+        rows = windows.transpose(0, 1).flatten(1)  # (positions out, channels * width)
+        return F.linear(rows, self.weight.flatten(1), self.bias).T[None]
+
+
 class PackedEdges:
-    """Stands for transformers' padding cache: gives causal convolutions what each stream had before its new frames.
+    """Gives causal convolutions what each stream had before its new frames.
 
     Streams lie one behind another, each after its own edge. What a convolution makes of the seams between them is left
     out before the next one, and in `rows` after the last.
@@ -211,15 +238,14 @@ class PackedEdges:
         self.left: list[dict[str, torch.Tensor]] = [{} for _ in edges]  # the edges of what comes next
         self._edges, self._seam = edges, 0
 
-    def update(self, hidden: torch.Tensor, key: str, conv: torch.nn.Conv1d) -> torch.Tensor:
-        """`hidden` (1, channels, positions) with edges, as the convolution is to see it."""
-        width = conv.left_pad
+    def with_edges(self, hidden: torch.Tensor, convolution: UnfoldedConvolution) -> torch.Tensor:
+        """`hidden` (1, channels, positions) as the convolution is to see it."""
+        key, width, stride = convolution.key, convolution.left_pad, convolution.stride
         packed = []
         for row, old, left in zip(self.rows(hidden), self._edges, self.left, strict=True):
             left[key] = row[..., -width:].clone()
             fill = row.new_zeros(1, row.shape[1], self.FILL - width)
             packed += [old.get(key, torch.zeros_like(left[key])), row, fill]
-        stride = conv.stride[0]
         self._seam, self.lengths = self.FILL // stride, [length // stride for length in self.lengths]
         return torch.cat(packed, 2)
 
