@@ -18,7 +18,7 @@ from bench.peers import middle, numbers, table
 from engine.linear import FloatLinear, Int4Linear, Int8Linear, PackedLinear
 
 OUTPUTS, INPUTS = 8192, 3072
-KINDS = ("float32", "float32 packed", "bfloat16", "bfloat16 packed", "int8", "int4")
+KINDS = ("float32, PyTorch", "float32", "bfloat16, PyTorch", "bfloat16", "int8", "int4")
 
 
 def packed(layer: PackedLinear, weight: torch.Tensor) -> PackedLinear:
@@ -32,10 +32,10 @@ def measure(rows: tuple[int, ...], rounds: int) -> str:
     weight, short = linear.weight.data, linear.weight.data.bfloat16()
     packed_short = packed(FloatLinear(linear, torch.bfloat16), weight)
     layers: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "float32": linear,
-        "float32 packed": packed(FloatLinear(linear, torch.float32), weight),
-        "bfloat16": lambda inputs: F.linear(inputs.bfloat16(), short),
-        "bfloat16 packed": lambda inputs: packed_short(inputs.bfloat16()),
+        "float32, PyTorch": linear,
+        "float32": packed(FloatLinear(linear, torch.float32), weight),
+        "bfloat16, PyTorch": lambda inputs: F.linear(inputs.bfloat16(), short),
+        "bfloat16": lambda inputs: packed_short(inputs.bfloat16()),
         "int8": packed(Int8Linear(linear), weight),
         "int4": packed(Int4Linear(linear), weight),
     }

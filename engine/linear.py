@@ -1,12 +1,12 @@
 """Linear layers packed for CPUs, where a decode step takes as long as reading the weights.
 
-FloatLinear Weights as they are, in the order in which oneDNN multiplies by them.
+FloatLinear Weights as they are, in the order in which they are multiplied.
 Int8Linear  Weights in 8 bits with one scale for each output channel.
 Int4Linear  Weights in 4 bits, in groups of 32 inputs with a scale and an offset each.
 
-The latter two are multiplied in integers by kernels of our own (engine/kernels), for which activations are brought to 8
-bits, too (W8A8, W4A8): with one scale for each row, because with one for all of them a row of outliers would leave its
-neighbours two or three levels.
+All are multiplied by kernels of our own (engine/kernels). The latter two multiply integers, for which activations are
+brought to 8 bits, too (W8A8, W4A8): with one scale for each row, because with one for all of them a row of outliers
+would leave its neighbours two or three levels.
 """
 
 from __future__ import annotations
@@ -22,60 +22,26 @@ import torch
 from engine import native
 
 VECTOR = 16  # inputs that are brought to levels at a time
-TILE_8, TILE_4 = 64, 16  # output channels that are multiplied together
+TILE, TILE_4 = 64, 16  # output channels that are multiplied together
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
 # Without VNNI a CPU adds two products in 16 bits, which 255 x 127 twice would overflow. Weights can spare the bit more
 # easily than activations, which have outliers.
 WEIGHT_LIMIT = 127 if torch.cpu._is_vnni_supported() else 63
 
 
-def supported() -> bool:
-    """Whether this machine has the kernels that this module calls."""
-    return torch.backends.mkldnn.is_available() and native.supported()
-
-
-def packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies floats of this type here; in bfloat16 it wants AVX-512 or more."""
-    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 class PackedLinear(torch.nn.Module):
-    """A linear layer that gets its weights from `pack`; its bias is a parameter, as in torch.nn.Linear."""
+    """A linear layer that gets its weights from `pack`; its bias is a parameter, as in torch.nn.Linear. It takes
+    float32 or bfloat16, which its bias has, too."""
+
+    kernel: str
+    multiples: tuple[int, int]  # that its numbers of inputs and outputs have to be
+    cpu = native.THIS_CPU  # that the kernel is compiled for
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.register_buffer("packed", None, persistent=False)
-
-    def pack(self, weight: torch.Tensor) -> None:
-        """Keep `weight` (out_features, in_features), of any float type."""
-        raise NotImplementedError
-
-
-class FloatLinear(PackedLinear):
-    def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype) -> None:
-        super().__init__(linear)
-        self._dtype = dtype
-
-    def pack(self, weight: torch.Tensor) -> None:
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self._dtype), None)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
-
-
-class QuantizedLinear(PackedLinear):
-    """Multiplied by a kernel of our own, of inputs in float32 or bfloat16, which the bias has, too."""
-
-    kernel: str
-    multiples: tuple[int, int]  # that its numbers of inputs and outputs have to be
-    cpu = native.THIS_CPU  # that the kernel is compiled for
-    sums_per_row = 0  # that the kernel makes of activations
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__(linear)
-        for name in ("scales", "middles"):
+        for name in ("packed", "scales", "middles"):
             self.register_buffer(name, None, persistent=False)
         native.prepare(self.kernel)
 
@@ -89,24 +55,27 @@ class QuantizedLinear(PackedLinear):
         raise NotImplementedError
 
     def pack(self, weight: torch.Tensor) -> None:
+        """Keep `weight` (out_features, in_features), of any float type."""
         weight = weight.contiguous() if weight.dtype == torch.bfloat16 else weight.float().contiguous()
         self._take_room()
         job = _Packing(
             weight.data_ptr(), *weight.shape, weight.dtype == torch.bfloat16, WEIGHT_LIMIT, self.packed.data_ptr(),
-            self.scales.data_ptr(), _address(self.middles), 0,
+            _address(self.scales), _address(self.middles), 0,
         )  # fmt: skip
         native.run(self.kernel, "pack", job)
+
+    def _scratch(self, rows: int) -> tuple[torch.Tensor | None, ...]:
+        """For the levels of inputs, a step for each row, and sums."""
+        return None, None, None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, self.in_features).contiguous()
         products = rows.new_empty(len(rows), self.out_features)
-        levels = torch.empty(rows.shape, dtype=torch.uint8)
-        steps = torch.empty(len(rows), dtype=torch.float32)  # torch's default may be another, while a model is loaded
-        sums = torch.empty(len(rows), self.sums_per_row, 2, dtype=torch.float32)
+        scratch = self._scratch(len(rows))
         job = _Job(
-            self.packed.data_ptr(), self.scales.data_ptr(), _address(self.middles), _address(self.bias),
+            self.packed.data_ptr(), _address(self.scales), _address(self.middles), _address(self.bias),
             rows.data_ptr(), products.data_ptr(), *rows.shape, self.out_features, rows.dtype == torch.bfloat16,
-            levels.data_ptr(), steps.data_ptr(), sums.data_ptr(), 0,
+            *map(_address, scratch), 0,
         )  # fmt: skip
         native.run(self.kernel, self.kernel, job, self.cpu)
         return products.view(*inputs.shape[:-1], self.out_features)
@@ -148,11 +117,41 @@ def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-class Int8Linear(QuantizedLinear):
-    kernel, multiples = "linear_int8", (VECTOR, TILE_8)
+class FloatLinear(PackedLinear):
+    """Of inputs in `dtype`, to which weights are brought."""
+
+    kernel, multiples = "linear_float", (2, TILE)
+
+    def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear)
+        self._dtype = dtype
 
     def _take_room(self) -> None:
-        self.packed = _in_huge_pages((self.out_features // TILE_8, self.in_features // 4, TILE_8, 4), torch.int8)
+        together = 4 // self._dtype.itemsize  # inputs
+        shape = (self.out_features // TILE, self.in_features // together, TILE, together)
+        self.packed = _in_huge_pages(shape, self._dtype)
+
+    def pack(self, weight: torch.Tensor) -> None:
+        super().pack(weight.to(self._dtype))
+
+
+class QuantizedLinear(PackedLinear):
+    sums_per_row = 0  # of activations, that the kernel makes
+
+    def _scratch(self, rows: int) -> tuple[torch.Tensor | None, ...]:
+        # torch's default type may be another, while a model is loaded.
+        return (
+            torch.empty(rows, self.in_features, dtype=torch.uint8),
+            torch.empty(rows, dtype=torch.float32),
+            torch.empty(rows, self.sums_per_row, 2, dtype=torch.float32),
+        )
+
+
+class Int8Linear(QuantizedLinear):
+    kernel, multiples = "linear_int8", (VECTOR, TILE)
+
+    def _take_room(self) -> None:
+        self.packed = _in_huge_pages((self.out_features // TILE, self.in_features // 4, TILE, 4), torch.int8)
         self.scales = _in_huge_pages((self.out_features,), torch.float32)
         self.middles = _in_huge_pages((self.out_features,), torch.int32)
 

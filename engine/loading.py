@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from engine import linear
+from engine import native
 from engine.backends.base import LoadOptions
 from engine.weights import load_packed, packed_bytes
 
@@ -19,18 +19,17 @@ class Placement:
     device: str  # cuda, mps or cpu
     dtype: torch.dtype
     quantization: str  # none, int8 or int4
-
-    @property
-    def packed(self) -> bool:
-        """Whether linear layers are laid out for this machine's CPU."""
-        return self.device == "cpu" and linear.supported()
+    packed: bool  # whether linear layers are laid out for this machine's CPU
 
     @staticmethod
     def of(options: LoadOptions) -> Placement:
         """What the options ask for, with this machine's choice where they leave it. Raises ValueError for what the
         machine has not."""
         device = pick_device(options.device)
-        return Placement(device, _pick_dtype(options.dtype, device), _pick_quantization(options.quantization, device))
+        # A capture of a step sees PyTorch's operators, and not our kernels.
+        packed = device == "cpu" and native.supported() and not options.positions
+        quantization = _pick_quantization(options.quantization, device, packed)
+        return Placement(device, _pick_dtype(options.dtype, device), quantization, packed)
 
     def __str__(self) -> str:
         return f"{self.device}, {self.dtype}, quantization {self.quantization}"
@@ -81,9 +80,8 @@ def _pick_dtype(wanted: str, device: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def _pick_quantization(wanted: str, device: str) -> str:
-    """int8 on a CPU that multiplies in it, else none; or what is wanted, if it can be had."""
-    possible = device == "cpu" and linear.supported()
+def _pick_quantization(wanted: str, device: str, possible: bool) -> str:
+    """int8 where it is possible, else none; or what is wanted, if it can be had."""
     if wanted == "auto":
         return "int8" if possible else "none"
     if wanted != "none" and not possible:

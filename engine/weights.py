@@ -19,10 +19,9 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import apply_renamings
 
-from engine.linear import FloatLinear, Int4Linear, Int8Linear, PackedLinear, packs
+from engine.linear import FloatLinear, Int4Linear, Int8Linear, PackedLinear
 
 EMBEDDING = "embed_tokens.weight"
-LEAST_PACKED = 2**19  # weights of a layer; a call of oneDNN takes 80 us, which fewer do not gain
 POPULATE_READ = 22  # of Linux's madvise, which Python does not name
 NARROW = ".ada_rms_norm."  # layers of 32 channels, which say to the 4B's decoder how long it may wait
 
@@ -79,15 +78,15 @@ def trim_heap() -> None:
 
 
 def _pack_linears(model: PreTrainedModel, quantization: str, dtype: torch.dtype) -> None:
-    least = LEAST_PACKED if packs(dtype) else math.inf
+    """All whose sizes the kernels take, which are all of a real model's."""
     for name, linear in [*model.named_modules()]:
         if not isinstance(linear, torch.nn.Linear) or NARROW in name:
             continue
-        if quantization == "none" and linear.weight.numel() >= least:
+        if quantization == "none" and FloatLinear.takes(linear):
             model.set_submodule(name, FloatLinear(linear, dtype))
         elif quantization != "none":
             fewest = Int4Linear if quantization == "int4" and ".language_model.layers." in name else Int8Linear
-            if fewest.takes(linear):  # which all of a real model's are
+            if fewest.takes(linear):
                 model.set_submodule(name, fewest(linear))
 
 

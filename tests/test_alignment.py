@@ -25,7 +25,7 @@ from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
 from engine.core import Job, Sampling
 from engine.job_stream import JobStream
-from engine.linear import supported
+from engine.native import supported
 from engine.worker import Worker
 from tests.speech import clip
 

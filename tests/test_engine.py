@@ -26,8 +26,8 @@ from engine.backends.base import LoadOptions
 from engine.backends.voxtral import VoxtralBackend
 from engine.core import EngineStopped, Job, JobFailed, PromptTooLong, Sampling, Token
 from engine.job_stream import JobStream
-from engine.linear import supported
 from engine.loading import Placement, load_model
+from engine.native import supported
 from engine.sampling import Sampler
 from engine.steps import GraphSteps
 from engine.tokenizer import TextDecoder
@@ -394,7 +394,7 @@ def test_a_gpu_without_memory_for_a_single_chunk_is_a_load_that_failed(
 def test_attention_on_a_gpu_is_not_left_to_cudnn() -> None:
     assert torch.backends.cuda.cudnn_sdp_enabled()
     try:
-        load_model(MagicMock(), DEMO_MODEL, Placement("cuda", torch.bfloat16, "none"))
+        load_model(MagicMock(), DEMO_MODEL, Placement("cuda", torch.bfloat16, "none", packed=False))
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)

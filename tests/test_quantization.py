@@ -15,20 +15,20 @@ from transformers import VoxtralForConditionalGeneration
 
 from config import DEMO_MODEL
 from engine import linear as linear_module
-from engine import native, weights
+from engine import native
 from engine.backends import load_backend, memory_needed
 from engine.backends.base import LoadOptions
 from engine.core import Job, Sampling
 from engine.linear import (
     GROUP,
+    TILE,
     TILE_4,
-    TILE_8,
     FloatLinear,
     Int4Linear,
     Int8Linear,
     PackedLinear,
-    supported,
 )
+from engine.native import supported
 from engine.tokenizer import TextDecoder
 from engine.weights import load_packed
 from engine.worker import Worker
@@ -61,17 +61,6 @@ def test_a_quantized_layer_gives_nearly_what_the_layer_gave(rows: int, seed: int
     exact = linear(inputs)
     assert relative_error(packed(Int8Linear, linear)(inputs), exact).max() < 0.05
     assert relative_error(packed(Int4Linear, linear)(inputs), exact).max() < 0.2
-
-
-@given(rows=st.integers(1, 40), seed=st.integers(0, 2**31), bias=st.booleans())
-@torch.inference_mode()
-def test_a_layer_packed_in_floats_gives_what_the_layer_gave(rows: int, seed: int, bias: bool) -> None:
-    torch.manual_seed(seed)
-    linear, inputs = torch.nn.Linear(96, 160, bias=bias), torch.randn(rows, 96)
-    layer = FloatLinear(linear, torch.float32)
-    layer.pack(linear.weight.data.bfloat16())
-    linear.weight.data = linear.weight.data.bfloat16().float()
-    torch.testing.assert_close(layer(inputs), linear(inputs))
 
 
 @torch.inference_mode()
@@ -116,9 +105,35 @@ def unpacked_int8(layer: Int8Linear) -> torch.Tensor:
     return layer.packed.float().transpose(1, 2).reshape(layer.out_features, layer.in_features) * layer.scales[:, None]
 
 
-@pytest.mark.parametrize("cpu", [native.THIS_CPU, "x86_64_v4", "x86_64_v3", "x86_64"])
+ALL_CPUS = pytest.mark.parametrize("cpu", [native.THIS_CPU, "x86_64_v4", "x86_64_v3", "x86_64"])
+
+
+@ALL_CPUS
+@given(
+    sizes=st.tuples(st.integers(1, 420), st.integers(1, 700), st.integers(1, 3)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), bias=st.booleans(), seed=st.integers(0, 2**31),
+)  # fmt: skip
+@torch.inference_mode()
+def test_floats_are_multiplied_as_exactly_as_their_type_allows(cpu: str, sizes, dtype, bias: bool, seed: int) -> None:
+    """`sizes`: rows, pairs of inputs and tiles of outputs."""
+    rows, pairs, tiles = sizes
+    if not runs(cpu):
+        pytest.skip(f"this CPU is no {cpu}")
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(2 * pairs, TILE * tiles, bias=bias).to(dtype)
+    layer = FloatLinear(linear, dtype)
+    layer.pack(linear.weight.data.float())
+    layer.cpu = cpu
+    inputs = torch.randn(rows, 2 * pairs).to(dtype)
+    exact = inputs.double() @ linear.weight.data.double().T + (linear.bias.double() if bias else 0)
+    products = layer(inputs)
+    assert products.dtype == dtype
+    assert relative_error(products.double(), exact).max() < (2e-6 if dtype == torch.float32 else 4e-3)
+
+
+@ALL_CPUS
 @pytest.mark.parametrize(
-    ("kind", "unpacked", "tile"), [(Int8Linear, unpacked_int8, TILE_8), (Int4Linear, unpacked_int4, TILE_4)]
+    ("kind", "unpacked", "tile"), [(Int8Linear, unpacked_int8, TILE), (Int4Linear, unpacked_int4, TILE_4)]
 )
 @given(
     sizes=st.tuples(st.integers(1, 110), st.integers(1, 5), st.integers(1, 5)), large=st.floats(1e-3, 1e3),
@@ -153,8 +168,8 @@ def test_kernels_multiply_rightly_with_the_instructions_of_any_cpu(kind, unpacke
 def test_packed_weights_are_within_half_a_level_of_what_they_were(dtype, large: float, away: float, seed: int) -> None:
     """`away`: how far from zero the weights lie, where groups of 4 bits have to follow them."""
     torch.manual_seed(seed)
-    linear = torch.nn.Linear(3 * GROUP, TILE_8, bias=False).to(dtype)
-    linear.weight.data = (large * (torch.randn(TILE_8, 3 * GROUP) + away)).to(dtype)
+    linear = torch.nn.Linear(3 * GROUP, TILE, bias=False).to(dtype)
+    linear.weight.data = (large * (torch.randn(TILE, 3 * GROUP) + away)).to(dtype)
     weight = linear.weight.data.float()
     eight, four = packed(Int8Linear, linear), packed(Int4Linear, linear)
     assert ((unpacked_int8(eight) - weight).abs() <= 0.501 * eight.scales[:, None]).all()
@@ -203,9 +218,9 @@ def test_loaded_weights_take_as_much_as_was_foreseen() -> None:
         assert math.isclose(memory_needed(DEMO_MODEL, options), backend.memory_bytes, rel_tol=0.1)
 
 
-def test_floats_that_onednn_does_not_multiply_here_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    for possible, kind in ((True, FloatLinear), (False, torch.nn.Linear)):
-        monkeypatch.setattr(weights, "packs", lambda dtype, possible=possible: possible)
+def test_layers_of_sizes_that_no_kernel_takes_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tile, kind in ((64, FloatLinear), (3 * 2048, torch.nn.Linear)):
+        monkeypatch.setattr(FloatLinear, "multiples", (2, tile))
         model = load_packed(VoxtralForConditionalGeneration, DEMO_MODEL, "none", torch.float32)
         assert type(model.lm_head) is kind
         assert model.lm_head(torch.zeros(1, 256)).shape == (1, 2048)

@@ -24,10 +24,10 @@ from engine.backends.base import LoadOptions
 from engine.backends.voxtral_realtime import ModelStream, RealtimeBackend
 from engine.core import Job, Sampling, Token
 from engine.guesses import Guesses
-from engine.linear import supported
 from engine.listeners import FILE_DELAY_MS, Listener, SampleQueue
 from engine.live import Flushed, LiveOptions, LiveToken
 from engine.live_worker import LiveWorker
+from engine.native import supported
 from engine.tokenizer import TextDecoder
 from main import create_app
 from tests.realtime import noise, write_random_model
