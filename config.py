@@ -144,7 +144,8 @@ class Settings(BaseModel):
         64,
         ge=1,
         le=10_000,
-        description="Live sessions at once; one more is refused. So is one of a realtime model that finds no memory.",
+        description="Live sessions at once; one more is refused. So is one of a realtime model that finds no memory, "
+        "and a socket beyond four for each.",
     )
     realtime_backlog_soft_seconds: float = Field(
         5.0,

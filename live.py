@@ -34,7 +34,7 @@ from turns import TurnDetection
 from word_times import Timing
 
 LiveErrorCode = Literal[
-    "too_many_sessions",  # by LiveSessions.open
+    "too_many_sessions",  # by LiveSessions
     "prompt_unsupported",  # by open and update: the 4B reads no prompt
     "delay_fixed",  # by update: delay, interval and top_logprobs cannot change once there was audio
     "commit_empty",  # by commit: less than 100 ms of audio; the session goes on

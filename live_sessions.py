@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from live import LiveError, LiveRequest, LiveSession
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from engine.worker import Worker
 
 MOST_THREADS = 4  # that look for speech
+SOCKETS_PER_SESSION = 4  # that may be open for each session that may: one without audio has none yet
 
 
 class LiveSessions:
@@ -28,6 +30,7 @@ class LiveSessions:
         self._transcriber = transcriber
         self._places: Counter[str] = Counter()  # by model, those of sessions that open included
         self._open: set[ListeningSession] = set()
+        self._sockets = 0
         # Few for all: speech is looked for in 0.5 ms of each 64 that a session hears, and in a second at once at most.
         self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS), "voices")
 
@@ -39,6 +42,18 @@ class LiveSessions:
     def behind(self) -> float:
         """Seconds of audio that wait for the model, in the session where these are most."""
         return max((session.behind for session in self._open), default=0.0)
+
+    @contextmanager
+    def socket(self) -> Iterator[None]:
+        """A place for a socket, with or without a session. Raises LiveError too_many_sessions."""
+        most = SOCKETS_PER_SESSION * self._transcriber.settings.realtime_max_sessions
+        if self._sockets >= most:
+            raise _too_many(f"{most} realtime sockets are open, the most that this server takes.")
+        self._sockets += 1
+        try:
+            yield
+        finally:
+            self._sockets -= 1
 
     async def open(self, model: Model, request: LiveRequest, key: str = "") -> LiveSession:
         """A session, once the model is loaded, which then stays loaded. `close()` it in any case.

@@ -80,8 +80,11 @@ class _Talk:
         """Until the client is gone, the session is over, or one of them has failed."""
         self._reading = asyncio.create_task(self._inbox.fill())
         try:
-            if error := await self._until_over():
-                await self._fail(error)
+            with self._service.live.socket():
+                if error := await self._until_over():
+                    await self._fail(error)
+        except LiveError as refused:
+            await self._fail(refused)
         finally:
             self._reading.cancel()
             await asyncio.wait([self._reading])

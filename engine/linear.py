@@ -62,13 +62,16 @@ class PackedLinear(torch.nn.Module):
             weight.data_ptr(), *weight.shape, weight.dtype == torch.bfloat16, WEIGHT_LIMIT, self.packed.data_ptr(),
             _address(self.scales), _address(self.middles), 0,
         )  # fmt: skip
-        native.run(self.kernel, "pack", job)
+        native.run(self.kernel, "pack", job, self.cpu)
 
     def _scratch(self, rows: int) -> tuple[torch.Tensor | None, ...]:
         """For the levels of inputs, a step for each row, and sums."""
         return None, None, None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for own in (self.packed, self.bias):
+            if own is not None and own.is_floating_point() and own.dtype != inputs.dtype:
+                raise ValueError(f"a layer in {own.dtype} was given {inputs.dtype}")
         rows = inputs.reshape(-1, self.in_features).contiguous()
         products = rows.new_empty(len(rows), self.out_features)
         scratch = self._scratch(len(rows))

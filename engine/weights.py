@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,11 +103,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _map_pages(tensor: torch.Tensor) -> None:
     """Map the pages of a tensor in a file all at once: by and by, as they are touched, takes thrice as long."""
-    libc = ctypes.CDLL(None)
-    if sys.platform == "linux":
-        first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-        length = tensor.data_ptr() + tensor.nbytes - first
-        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), POPULATE_READ)  # refused before Linux 5.14
+    first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    length = tensor.data_ptr() + tensor.nbytes - first
+    # Refused before Linux 5.14, where they come as they are touched.
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), POPULATE_READ)
 
 
 def packed_bytes(folder: Path, quantization: str, dtype: torch.dtype) -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,15 +146,16 @@ def test_only_pages_of_this_server_or_of_allowed_origins_may_open_a_socket(guard
     assert refused_socket(elsewhere, additional_headers=KEY) == (400, "untrusted_host")
 
 
+def closed(talk: Socket) -> tuple[str, int]:
+    """The codes of the error and of the close that follows it."""
+    error = next(event for event in iter(talk.hear, None) if event["type"] == "error")
+    with pytest.raises(ConnectionClosed) as caught:
+        talk.hear()
+    return error["error"]["code"], caught.value.rcvd.code
+
+
 def test_one_session_too_many_and_one_that_is_idle_are_told_and_closed(guarded: Server) -> None:
     append = {"audio": base64.b64encode(bytes(9600)).decode()}
-
-    def closed(talk: Socket) -> tuple[str, int]:
-        error = next(event for event in iter(talk.hear, None) if event["type"] == "error")
-        with pytest.raises(ConnectionClosed) as caught:
-            talk.hear()
-        return error["error"]["code"], caught.value.rcvd.code
-
     with socket(guarded, additional_headers=KEY) as first, socket(guarded, additional_headers=KEY) as second:
         first.say("input_audio_buffer.append", **append)
         guarded.wait_until(lambda health: health["live_sessions"] == 1)
@@ -163,6 +165,16 @@ def test_one_session_too_many_and_one_that_is_idle_are_told_and_closed(guarded: 
     with socket(guarded, additional_headers=KEY) as silent:
         assert closed(silent) == ("idle", 1008)
     guarded.wait_until(lambda health: health["live_sessions"] == 0)
+
+
+def test_sockets_that_send_no_audio_have_a_number_too(guarded: Server) -> None:
+    with ExitStack() as stack:
+        for _ in range(4):
+            talk = stack.enter_context(socket(guarded, additional_headers=KEY))
+            assert talk.hear()["type"] == "session.created"
+        assert closed(stack.enter_context(socket(guarded, additional_headers=KEY))) == ("too_many_sessions", 1013)
+    with socket(guarded, additional_headers=KEY) as talk:
+        assert talk.hear()["type"] == "session.created"
 
 
 def test_without_allowed_origins_no_web_page_may_read_an_answer(server: Server) -> None:

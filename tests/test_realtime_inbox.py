@@ -7,7 +7,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -142,7 +142,7 @@ async def test_what_a_session_refuses_is_told_and_not_asked_for_again() -> None:
 
     peer = Peer([APPEND, update(prompt="short"), update(prompt="far too long"), update(language="en")], 4)
     async with asyncio.timeout(30):
-        live = SimpleNamespace(open=opened)
+        live = SimpleNamespace(open=opened, socket=nullcontext)
         await realtime._Talk(peer, service(live), OpenAIDialect(TERMS, MODELS["whisper-1"])).run()
     _, first, refused, last = peer.heard
     assert refused["error"]["code"] == "context_length_exceeded"
@@ -166,7 +166,7 @@ async def test_updates_without_end_are_no_audio_and_keep_no_socket(limits: dict[
         async def close(self, code: int) -> None:
             self.closed.append(code)
 
-    peer, around = Insistent(), service(None)
+    peer, around = Insistent(), service(SimpleNamespace(socket=nullcontext))
     around.settings = Settings(**limits)
     async with asyncio.timeout(30):
         await realtime._Talk(peer, around, OpenAIDialect(TERMS, MODELS["whisper-1"])).run()
@@ -188,6 +188,6 @@ async def test_a_client_that_takes_no_events_is_told_so_behind_them_and_the_sock
         await forever.wait()
 
     talk = SimpleNamespace(receive=forever.wait, send_text=send_text, close=close)
-    await realtime._Talk(talk, service(None), MistralDialect(TERMS, None)).run()
+    await realtime._Talk(talk, service(SimpleNamespace(socket=nullcontext)), MistralDialect(TERMS, None)).run()
     assert [event["type"] for event in said] == ["session.created", "error"]
     assert (said[1]["error"]["type"], closed) == ("reader_too_slow", [1008])

@@ -80,6 +80,7 @@ class RealtimeBackend:
         self.tokenizer = RealtimeTokenizer(folder)
         self._mel = StreamingMel(folder, self._tensor_device)
         self._model = load_model(VoxtralRealtimeForConditionalGeneration, folder, placement)
+        self.memory_bytes = memory_bytes(self._model)
         self._encoder, self._decoder = self._model.model.audio_tower, self._model.model.language_model
         embedder = self._encoder.embedder
         embedder.conv1, embedder.conv2 = UnfoldedConvolution(embedder.conv1), UnfoldedConvolution(embedder.conv2)
@@ -92,7 +93,6 @@ class RealtimeBackend:
             stack.rotary_emb.to("cpu")  # where rotations are computed
         self.batching = ON_CPU if self.device == "cpu" else ON_GPU
         self.context_length = self._model.config.text_config.max_position_embeddings
-        self.memory_bytes = memory_bytes(self._model)
         self._silence = self._hear_silence()
         self.most_streams = self._streams_that_fit()
         self.limits = Limits(min(options.rows or self.batching.rows, self.most_streams), prefill_tokens=0)
@@ -209,7 +209,7 @@ class RealtimeBackend:
 
 
 class UnfoldedConvolution(torch.nn.Module):
-    """A causal convolution of few positions, as one product: oneDNN would lay out the weights anew at every call."""
+    """A causal convolution of few positions, as one product: a CPU's would lay out the weights anew at every call."""
 
     def __init__(self, convolution: torch.nn.Conv1d) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ typedef struct {
     void *products;                // (rows, outputs)
     int64_t rows, width, outputs;
     int32_t is_bfloat16;  // inputs, products and bias; else float32
-    void *levels;         // (rows, width): inputs in steps
-    float *steps;         // (rows,): what such a step is worth, a 127th of the row's greatest magnitude
+    void *levels;         // (rows, width): inputs in steps; not in floats
+    float *steps;         // (rows,): what such a step is worth, a 127th of the row's greatest magnitude; not in floats
     void *sums;           // in 4 bits only
     int64_t taken;        // pieces of work that some thread has
 } Job;

@@ -1,8 +1,8 @@
 // A linear layer in float32 or bfloat16. Weights lie in tiles of OUTPUTS, those of one input together, or of two in
 // bfloat16: 4 bytes for each output.
 //
-// Weights are read from memory once for all rows, and few rows take no longer than that reading. Many rows meet a part
-// of a tile that stays in the CPU's cache meanwhile.
+// Weights are read from memory once for ROWS_IN_CACHE rows, and few rows take no longer than that reading. Many rows meet
+// a part of a tile that stays in the CPU's cache meanwhile.
 #include "linear.h"
 
 enum {

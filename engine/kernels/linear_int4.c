@@ -101,11 +101,12 @@ void linear_int4(Job *job, Parallel parallel, uint32_t threads) {
 }
 
 // Levels 0 to 15 of a group of one channel, as 8 times 4 bytes.
-static inline void levels_of_group(const Packing *job, int64_t first, float scale, float offset, int32_t quads[8]) {
+static inline void levels_of_group(const Packing *job, int64_t first, float scale, float offset, uint32_t quads[8]) {
     for (int i = 0; i < GROUP; i += 16) {
         f32x16 steps = (load(job->weights, first + i, job->is_bfloat16) - offset) / scale;
         steps = __builtin_elementwise_min(__builtin_elementwise_max(steps, (f32x16){0} - 8), (f32x16){0} + 7);
-        *(i8x16_anywhere *)(quads + i / 4) = __builtin_convertvector(rounded(steps) + 8, i8x16);
+        i8x16 levels = __builtin_convertvector(rounded(steps) + 8, i8x16);
+        __builtin_memcpy(quads + i / 4, &levels, sizeof levels);
     }
 }
 
@@ -123,9 +124,9 @@ static void pack_group(const Packing *job, int64_t tile, int64_t group) {
     store(scales, 0, __builtin_elementwise_max((highest - lowest) / 15, (f32x16){0} + 1e-12f), 1);
     store(offsets, 0, lowest + 8 * widened(scales), 1);
     f32x16 scale = widened(scales), offset = widened(offsets);
-    int32_t *packed = (int32_t *)job->packed + at * PAIRS * OUTPUTS;
+    uint32_t *packed = (uint32_t *)job->packed + at * PAIRS * OUTPUTS;
     for (int i = 0; i < OUTPUTS; i++) {
-        int32_t quads[2 * PAIRS];
+        uint32_t quads[2 * PAIRS];
         levels_of_group(job, first + i * job->width, scale[i], offset[i], quads);
         for (int p = 0; p < PAIRS; p++) packed[p * OUTPUTS + i] = quads[2 * p] | quads[2 * p + 1] << 4;
     }
