@@ -23,11 +23,13 @@ from engine.backends import load_backend
 from engine.backends.base import Backend, LoadOptions
 from engine.core import Job, Sampling
 
-KINDS = {  # precision and quantization
-    "float32": ("float32", "none"),
-    "bfloat16": ("bfloat16", "none"),
-    "int8": ("auto", "int8"),
-    "int4": ("auto", "int4"),
+POSITIONS = 1024  # of fixed slots, with which layers are PyTorch's own
+KINDS = {  # precision, quantization and fixed positions
+    "float32": ("float32", "none", 0),
+    "bfloat16": ("bfloat16", "none", 0),
+    "bfloat16-pytorch": ("bfloat16", "none", POSITIONS),
+    "int8": ("auto", "int8", 0),
+    "int4": ("auto", "int4", 0),
 }
 
 
@@ -45,8 +47,8 @@ def measure(folder: Path, kinds: list[str], steps: int) -> str:
     rows = []
     for kind in kinds:
         before, started = psutil.Process().memory_info().rss, time.perf_counter()
-        dtype, quantization = KINDS[kind]
-        backend = load_backend("transformers", folder, LoadOptions("auto", dtype, 1, quantization))
+        dtype, quantization, positions = KINDS[kind]
+        backend = load_backend("transformers", folder, LoadOptions("auto", dtype, 1, quantization, positions))
         loaded, memory = time.perf_counter() - started, psutil.Process().memory_info().rss - before
         found = logits(backend, told)
         backend.close()
