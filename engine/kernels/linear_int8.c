@@ -77,18 +77,19 @@ static void pack_tiles(void *data) {
     float *scales = job->scales;
     for (int64_t tile = take(&job->taken); tile < job->outputs / OUTPUTS; tile = take(&job->taken)) {
         int32_t *quads = (int32_t *)job->packed + tile * OUTPUTS * job->width / 4;
-        for (int64_t i = 0; i < OUTPUTS; i++) {
-            int64_t output = tile * OUTPUTS + i, first = output * job->width;
-            float scale = scales[output] = peak_of(job->weights, first, job->width, job->is_bfloat16) / job->limit;
-            i32x16 sum = {0};
-            for (int64_t at = 0; at < job->width; at += 16) {
-                i32x16 levels = rounded(load(job->weights, first + at, job->is_bfloat16) / scale);
-                sum += levels;
+        int64_t first = tile * OUTPUTS;
+        for (int64_t i = first; i < first + OUTPUTS; i++)
+            scales[i] = peak_of(job->weights, i * job->width, job->width, job->is_bfloat16) / job->limit;
+        i32x16 sums[OUTPUTS] = {0};
+        for (int64_t at = 0; at < job->width; at += 16)  // so that what is written lies together
+            for (int64_t i = 0; i < OUTPUTS; i++) {
+                f32x16 weights = load(job->weights, (first + i) * job->width + at, job->is_bfloat16);
+                i32x16 levels = rounded(weights / scales[first + i]);
+                sums[i] += levels;
                 union { i8x16 all; int32_t quad[4]; } bytes = {__builtin_convertvector(levels, i8x16)};
                 for (int64_t q = 0; q < 4; q++) quads[(at / 4 + q) * OUTPUTS + i] = bytes.quad[q];
             }
-            job->middles[output] = MIDDLE * __builtin_reduce_add(sum);
-        }
+        for (int64_t i = 0; i < OUTPUTS; i++) job->middles[first + i] = MIDDLE * __builtin_reduce_add(sums[i]);
     }
 }
 
