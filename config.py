@@ -65,6 +65,11 @@ class Settings(BaseModel):
         description="Bits of the weights, on x86 CPUs. auto: int8 there, else none. "
         "int4: less memory and quicker, less accurate.",
     )
+    voxtral_keep_quantized: Literal["on", "off"] = Field(
+        "on",
+        description="on: quantized weights of a gigabyte or more are kept beside the model, whose next start is then "
+        "quick. off: each start makes them anew.",
+    )
     voxtral_cache_dir: Path | None = Field(
         None, description="Where models are kept. Empty: the Hugging Face cache of this user."
     )
@@ -173,8 +178,8 @@ class Settings(BaseModel):
         return value or None
 
     @field_validator(
-        "log_level", "log_format", "voxtral_device", "voxtral_dtype", "voxtral_quantization", "voxtral_vad",
-        mode="before",
+        "log_level", "log_format", "voxtral_device", "voxtral_dtype", "voxtral_quantization", "voxtral_keep_quantized",
+        "voxtral_vad", mode="before",
     )  # fmt: skip
     @classmethod
     def _any_case(cls, value: object) -> object:

@@ -141,8 +141,9 @@ class ModelManager:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._options = LoadOptions(
-            settings.voxtral_device, settings.voxtral_dtype, settings.max_batch_size, settings.voxtral_quantization
-        )
+            settings.voxtral_device, settings.voxtral_dtype, settings.max_batch_size, settings.voxtral_quantization,
+            keep=settings.voxtral_keep_quantized == "on",
+        )  # fmt: skip
         self.store = ModelStore(settings)
         default = model_spec(settings.voxtral_model_id, settings.voxtral_model_revision)
         self.names = Names(default, settings.model_aliases)

@@ -20,7 +20,9 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return psutil.virtual_memory().available
+    # Linux would give up pages of files for it, which this process needs: its weights may be among them.
+    mapped = getattr(psutil.Process().memory_info(), "shared", 0)
+    return max(0, psutil.virtual_memory().available - mapped)
 
 
 def release_unused(device: torch.device) -> None:

@@ -12,14 +12,11 @@ would leave its neighbours two or three levels.
 from __future__ import annotations
 
 import ctypes
-import math
-import mmap
-from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 
 from engine import native
+from engine.pages import in_huge_pages
 
 VECTOR = 16  # inputs that are brought to levels at a time
 TILE, TILE_4 = 64, 16  # output channels that are multiplied together
@@ -43,7 +40,7 @@ class PackedLinear(torch.nn.Module):
         self.bias = linear.bias
         for name in ("packed", "scales", "middles"):
             self.register_buffer(name, None, persistent=False)
-        native.prepare(self.kernel)
+        native.begin(self.kernel)
 
     @classmethod
     def takes(cls, linear: torch.nn.Linear) -> bool:
@@ -108,14 +105,6 @@ class _Packing(ctypes.Structure):
     )
 
 
-def _in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros that the system may keep in pages of 2 MB: a step that reads all weights then looks up fewer of them."""
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(*shape)
-
-
 def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -132,7 +121,7 @@ class FloatLinear(PackedLinear):
     def _take_room(self) -> None:
         together = 4 // self._dtype.itemsize  # inputs
         shape = (self.out_features // TILE, self.in_features // together, TILE, together)
-        self.packed = _in_huge_pages(shape, self._dtype)
+        self.packed = in_huge_pages(shape, self._dtype)
 
     def pack(self, weight: torch.Tensor) -> None:
         super().pack(weight.to(self._dtype))
@@ -154,9 +143,9 @@ class Int8Linear(QuantizedLinear):
     kernel, multiples = "linear_int8", (VECTOR, TILE)
 
     def _take_room(self) -> None:
-        self.packed = _in_huge_pages((self.out_features // TILE, self.in_features // 4, TILE, 4), torch.int8)
-        self.scales = _in_huge_pages((self.out_features,), torch.float32)
-        self.middles = _in_huge_pages((self.out_features,), torch.int32)
+        self.packed = in_huge_pages((self.out_features // TILE, self.in_features // 4, TILE, 4), torch.int8)
+        self.scales = in_huge_pages((self.out_features,), torch.float32)
+        self.middles = in_huge_pages((self.out_features,), torch.int32)
 
 
 class Int4Linear(QuantizedLinear):
@@ -172,5 +161,5 @@ class Int4Linear(QuantizedLinear):
 
     def _take_room(self) -> None:
         tiles = (self.out_features // TILE_4, self.in_features // GROUP)
-        self.packed = _in_huge_pages((*tiles, GROUP // 8, TILE_4, 4), torch.uint8)
-        self.scales = _in_huge_pages((*tiles, 2, TILE_4), torch.bfloat16)
+        self.packed = in_huge_pages((*tiles, GROUP // 8, TILE_4, 4), torch.uint8)
+        self.scales = in_huge_pages((*tiles, 2, TILE_4), torch.bfloat16)

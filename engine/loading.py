@@ -20,6 +20,7 @@ class Placement:
     dtype: torch.dtype
     quantization: str  # none, int8 or int4
     packed: bool  # whether linear layers are laid out for this machine's CPU
+    kept: bool  # whether on disk, too
 
     @staticmethod
     def of(options: LoadOptions) -> Placement:
@@ -29,7 +30,7 @@ class Placement:
         # A capture of a step sees PyTorch's operators, and not our kernels.
         packed = device == "cpu" and native.supported() and not options.positions
         quantization = _pick_quantization(options.quantization, device, packed)
-        return Placement(device, _pick_dtype(options.dtype, device), quantization, packed)
+        return Placement(device, _pick_dtype(options.dtype, device), quantization, packed, options.keep)
 
     def __str__(self) -> str:
         return f"{self.device}, {self.dtype}, quantization {self.quantization}"
@@ -38,7 +39,7 @@ class Placement:
 def load_model(kind: type[PreTrainedModel], folder: Path, placement: Placement) -> Any:
     """The model of class `kind` in `folder`, ready to be asked."""
     if placement.packed:
-        return load_packed(kind, folder, placement.quantization, placement.dtype)
+        return load_packed(kind, folder, placement.quantization, placement.dtype, keep=placement.kept)
     if placement.device == "cuda":
         # It makes a plan for each length that it meets, which takes longer than a step, and here nearly all are new.
         torch.backends.cuda.enable_cudnn_sdp(False)

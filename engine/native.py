@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +30,18 @@ def supported() -> bool:
 def library(name: str, cpu: str = THIS_CPU) -> ctypes.CDLL:
     """The kernels in `name`.c, for this CPU or one of LLVM's names. Raises RuntimeError with the compiler's or the
     system's reason."""
+    return _compiling(name, cpu).result()
+
+
+@cache
+def _compiling(name: str, cpu: str) -> Future[ctypes.CDLL]:
+    thread = ThreadPoolExecutor(1, "compiling")
+    future = thread.submit(_compiled, name, cpu)
+    thread.shutdown(wait=False)  # and end with what it was given
+    return future
+
+
+def _compiled(name: str, cpu: str) -> ctypes.CDLL:
     try:
         import ziglang
     except ImportError:
@@ -63,8 +76,13 @@ def parallel() -> ctypes.c_void_p:
     return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p)
 
 
+def begin(name: str) -> None:
+    """Compile what will soon be wanted, while something else is done."""
+    _compiling(name, THIS_CPU)
+
+
 def prepare(name: str) -> None:
-    """Compile now, while a model is loaded, what its first request would wait for. Raises RuntimeError."""
+    """Have compiled, while a model is loaded, what its first request would wait for. Raises RuntimeError."""
     library(name)
     parallel()
 

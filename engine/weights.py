@@ -6,9 +6,7 @@ a tensor is read, packed and forgotten before the next, so loading needs little 
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,19 +16,24 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import apply_renamings
 
+from engine import native
+from engine.kept_weights import KeptWeights
 from engine.linear import FloatLinear, Int4Linear, Int8Linear, PackedLinear
+from engine.pages import map_at_once, trim_heap
 
 EMBEDDING = "embed_tokens.weight"
-POPULATE_READ = 22  # of Linux's madvise, which Python does not name
 NARROW = ".ada_rms_norm."  # layers of 32 channels, which say to the 4B's decoder how long it may wait
 
 
-def load_packed(kind: type[PreTrainedModel], folder: Path, quantization: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_packed(
+    kind: type[PreTrainedModel], folder: Path, quantization: str, dtype: torch.dtype, *, keep: bool = False
+) -> PreTrainedModel:
     """The Voxtral of class `kind` in `folder` with packed linear layers, everything else in `dtype`.
 
     With int4 the encoder and the output layer have 8: the encoder takes its time by arithmetic and not by reading,
     and the choice of a token is made among 131,072 close ones. Token embeddings stay as they are on disk, for only some
-    rows of them are ever read. Raises ValueError for weights that are missing or unknown.
+    rows of them are ever read. `keep`: quantized weights are kept on disk, or found there (engine.kept_weights). Raises
+    ValueError for weights that are missing or unknown.
     """
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
     config._attn_implementation = "sdpa"
@@ -38,6 +41,17 @@ def load_packed(kind: type[PreTrainedModel], folder: Path, quantization: str, dt
         model = kind(config)
     _compute_buffers(model)
     _pack_linears(model, quantization, dtype)
+    kept = KeptWeights(folder, quantization, dtype) if keep and quantization != "none" else None
+    if not (kept and kept.restore(model)):
+        _fill(model, folder, dtype)
+        if kept:
+            kept.save(model)
+    for kernel in {module.kernel for module in model.modules() if isinstance(module, PackedLinear)}:
+        native.prepare(kernel)
+    return model.eval()
+
+
+def _fill(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
     tied = _tied_layers(model)
     renamings = get_model_conversion_mapping(model)
     for name, tensor in _tensors(folder):
@@ -50,7 +64,6 @@ def load_packed(kind: type[PreTrainedModel], folder: Path, quantization: str, dt
     if missing:
         raise ValueError(f"the checkpoint lacks {', '.join(missing[:3])}")
     trim_heap()
-    return model.eval()
 
 
 def _compute_buffers(model: PreTrainedModel) -> None:
@@ -67,13 +80,6 @@ def _tied_layers(model: PreTrainedModel) -> dict[str, str]:
     """Stored weights that stand for those of another layer, too: the 4B's embeddings for its output layer."""
     tied = model._tied_weights_keys if getattr(model.config, "tie_word_embeddings", False) else None
     return {source: target for target, source in (tied or {}).items()}
-
-
-def trim_heap() -> None:
-    """Give the system what glibc keeps of freed memory, which is a tenth of the weights after a load of the 3B."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def _pack_linears(model: PreTrainedModel, quantization: str, dtype: torch.dtype) -> None:
@@ -97,16 +103,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:
             with safe_open(file, "pt") as opened:
                 tensor = opened.get_tensor(name)
-                _map_pages(tensor)
+                map_at_once([tensor])
                 yield name, tensor
-
-
-def _map_pages(tensor: torch.Tensor) -> None:
-    """Map the pages of a tensor in a file all at once: by and by, as they are touched, takes thrice as long."""
-    first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    length = tensor.data_ptr() + tensor.nbytes - first
-    # Refused before Linux 5.14, where they come as they are touched.
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), POPULATE_READ)
 
 
 def packed_bytes(folder: Path, quantization: str, dtype: torch.dtype) -> int:

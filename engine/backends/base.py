@@ -23,6 +23,7 @@ class LoadOptions:
     # Positions of a cache of fixed size, with steps of rounded sizes and prefills of several jobs. 0: on a GPU, as many
     # as fit beside the weights; elsewhere none of that.
     positions: int = 0
+    keep: bool = False  # quantized weights of a gigabyte or more on disk, so that the next load is quick
 
 
 class Backend(Protocol):

@@ -25,10 +25,10 @@ from engine.devices import CACHE_SHARE, free_memory, release_unused, to_device
 from engine.features import WINDOW_SAMPLES, LogMel, window_count
 from engine.kv_cache import DecodeView, FixedKVCache, KernelView, KVCache, PrefillView, TextView
 from engine.loading import Placement, load_model, memory_bytes
+from engine.pages import trim_heap
 from engine.scheduler import Limits, Size
 from engine.steps import ExactSteps, GraphSteps, RoundedSteps, rounded
 from engine.tokenizer import VoxtralTokenizer
-from engine.weights import trim_heap
 
 CONTEXT_LENGTH = 32_768  # tokens; what Voxtral's card promises, a quarter of the positions in its config.json
 USUAL_POSITIONS = 4096  # of a row of a fixed cache: more than the longest chunk and its text
@@ -51,6 +51,8 @@ class VoxtralBackend:
     def __init__(self, folder: Path, options: LoadOptions) -> None:
         placement = Placement.of(options)
         self.device, self._dtype = placement.device, placement.dtype
+        if placement.packed:
+            native.begin(cached_attention.KERNEL)
         self.tokenizer = VoxtralTokenizer(folder)
         self._tensor_device = torch.device(self.device)
         self._mel = LogMel(folder, self._tensor_device)

@@ -23,10 +23,10 @@ from engine.backends.base import LoadOptions
 from engine.devices import CACHE_SHARE, free_memory, release_unused, to_device
 from engine.features import StreamingMel
 from engine.loading import Placement, load_model, memory_bytes
+from engine.pages import trim_heap
 from engine.realtime_tokenizer import RealtimeTokenizer
 from engine.rolling import PACKED_SDPA, PackedForward, RollingCache, rotations
 from engine.scheduler import Limits
-from engine.weights import trim_heap
 
 MOST_READ, MOST_HEARD = 24, 64  # tokens of one stream in one call, which its caches have room for
 
