@@ -31,6 +31,11 @@ def asks_for_transcript(conversation: Conversation) -> bool:
     return not text or PLAIN_TRANSCRIPTION.fullmatch(text) is not None
 
 
+def says_no_more(text: str) -> bool:
+    """Whether it is empty, or says no more than "Transcribe this audio."."""
+    return asks_for_transcript(instructed(text))
+
+
 def asks_for_more(conversation: Conversation) -> bool:
     """Whether the answer may be other than text."""
     return bool(conversation.tools) or conversation.response_format is not None

@@ -59,6 +59,7 @@ class TranscriptionRequest:
     language: str | None  # ISO 639-1; None: the model recognises it
     conversation: Conversation | None
     sampling: Sampling
+    words_only: bool = False  # the conversation says no more than which words to expect
     max_tokens: int | None = None  # cap for each chunk, beside the cap by its length
     keywords: tuple[str, ...] = ()  # words to expect, spelled as they are to be written
     detection: Detection | None = None  # what counts as speech; None: AUTO
@@ -276,6 +277,6 @@ class Transcription:
 
 
 def _prompt(tokenizer: VoxtralTokenizer, request: TranscriptionRequest) -> Prompt:
-    if request.conversation:
+    if request.conversation and (tokenizer.follows_instructions or not request.words_only):
         return tokenizer.chat_prompt(request.conversation)[0]
     return tokenizer.transcription_prompt(request.language)

@@ -21,7 +21,7 @@ from api.errors import ApiError, from_validation, invalid, unsupported
 from api.keywords import prompted_words
 from audio_processor import SAMPLE_RATE
 from engine.live import DELAYS_MS
-from instructions import asks_for_transcript, instructed
+from instructions import says_no_more
 from live import LiveEvent, LiveRequest
 from pcm import Encoding, PcmDecoder, PcmError
 
@@ -220,6 +220,6 @@ def known_language(given: object, param: str) -> str | None:
 def expected_words(model: LiveModel, prompt: str | None, param: str) -> tuple[str, ...]:
     """The words of a prompt. Raises ApiError, naming `param`, for one that says more to a model that reads none."""
     words, rest = prompted_words(prompt or "")
-    if model.streams and not asks_for_transcript(instructed(rest)):
+    if model.streams and not says_no_more(rest):
         raise unsupported(param, f"{model.name} reads no prompt. Send words to expect, with commas between.")
     return words

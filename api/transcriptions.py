@@ -23,7 +23,7 @@ from api.times import Granularity
 from api.transcription_wire import WARNINGS_HEADER, mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
 from engine.core import PromptInvalid, PromptTooLong, Sampling
-from instructions import prompted_transcription, translation
+from instructions import prompted_transcription, says_no_more, translation
 from transcriber import TranscriptionRequest
 from transcript import Conversation, fold
 from voice_activity import Detection
@@ -190,6 +190,7 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
     request = TranscriptionRequest(
         language="en" if task == "translate" else spoken,
         conversation=_instruction(values, task, spoken),
+        words_only=task == "transcribe" and says_no_more(prompted_words(fields.text(values, "prompt") or "")[1]),
         sampling=_sampling(values),
         max_tokens=_token_limit(values),
         keywords=_keywords(values),

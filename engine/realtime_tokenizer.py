@@ -16,6 +16,8 @@ from transcript import Conversation
 
 
 class RealtimeTokenizer(VoxtralTokenizer):
+    follows_instructions = False
+
     def __init__(self, folder: Path) -> None:
         """Raises ValueError for a vocabulary without a streaming format."""
         super().__init__(folder)
@@ -48,6 +50,6 @@ class RealtimeTokenizer(VoxtralTokenizer):
 
     def chat_prompt(self, conversation: Conversation) -> tuple[Prompt, str | None]:
         raise PromptInvalid(
-            "This model writes down what it hears and follows no instructions. Ask for keywords instead of a prompt, "
-            "or choose another model."
+            "This model writes down what it hears and follows no instructions. Write nothing but words to "
+            "expect, with commas between, or choose another model."
         )

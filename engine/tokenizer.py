@@ -46,6 +46,8 @@ NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 class VoxtralTokenizer:
+    follows_instructions = True
+
     def __init__(self, folder: Path) -> None:
         self._mistral = MistralTokenizer.from_file(str(folder / "tekken.json"))
         self._tekken = self._mistral.instruct_tokenizer.tokenizer

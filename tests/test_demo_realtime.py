@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from statistics import median, quantiles
 
+import httpx
 import numpy as np
 import pytest
 
@@ -136,6 +137,18 @@ def test_keywords_that_change_in_the_middle_decide_how_the_next_words_are_spelle
         talk.say("input_audio.end")
         talk.until("transcription.done")
     assert heard == ["to", "two", "to"]
+
+
+def test_a_prompt_of_words_is_expected_in_a_file_and_any_other_is_refused(server: Server) -> None:
+    def answer(**fields: str) -> httpx.Response:
+        files = {"file": clip("sounds_like_two").data}
+        return server.client.post("/v1/audio/transcriptions", files=files, data={"model": MODEL, **fields})
+
+    assert "two" in answer().json()["text"].split()
+    assert "to" in answer(prompt="to, Lotti").json()["text"].split()
+    refused = answer(prompt="Somebody counts to two.")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+    assert "nothing but words to expect" in refused.json()["error"]["message"]
 
 
 def test_most_steps_are_guessed_and_the_guesses_are_right(server: Server) -> None:

@@ -55,7 +55,7 @@ DELAYS = (1, 2, 3, 4, 5, 6, 6, 8, 10, 12, 12, 15, *[30] * 5)  # tokens of 80 ms;
 # again, or never, when it was a step off itself.
 LATE = {-1: 0.06, 0: 0.79, 1: 0.1, 2: 0.05}
 HEARING_BATCHES = ((10, 6.0, 1.0),)  # recordings, seconds, share of the steps
-BATCHES = ((4, 12.0, 0.8), (2, 24.0, 0.2))
+BATCHES = ((4, 12.0, 0.5), (2, 24.0, 0.5))
 PEAK = 1.2e-3  # learning rate
 HEARD_AFTER, KNOWN_AFTER = 3, 2  # tokens after which encoder and decoder must name the word that is spoken ...
 LETTER_AFTER, NO_LETTER = 1, 26  # ... and the encoder its letter
