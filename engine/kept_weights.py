@@ -15,8 +15,10 @@ import os
 import secrets
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,10 +34,15 @@ log = logging.getLogger("voxtral.engine")
 LEAST_BYTES = 1_000_000_000  # of weights worth keeping: fewer are packed in a second or two
 PIECE_BYTES = 64_000_000  # on their way to the disk at once; after each the writer looks whether it is to go on
 LOWEST_PRIORITY = 19
+UNFINISHED, ABANDONED_SECONDS = ".unfinished", 3600
+SAMPLES, SAMPLE_BYTES = 64, 1024  # of a checkpoint's file
 # What the format calls the types that packed models have: https://huggingface.co/docs/safetensors
-TYPES = {torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8"}
+TYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8",
+}  # fmt: skip
 ENGINE = Path(__file__).parent
-SOURCES = ("weights.py", "linear.py", "kernels/*.[ch]")  # that say where each weight lies
+SOURCES = ("kept_weights.py", "weights.py", "linear.py", "kernels/*.[ch]")  # that say where each weight lies
 
 
 class KeptWeights:
@@ -43,8 +50,9 @@ class KeptWeights:
 
     def __init__(self, folder: Path, quantization: str, dtype: torch.dtype) -> None:
         self._folder = folder
-        self._prefix = f"packed-{quantization}-"
-        self._file = folder / f"{self._prefix}{_hash(folder, dtype)}.safetensors"
+        self._prefix = f"packed-{quantization}-{str(dtype).removeprefix('torch.')}-{WEIGHT_LIMIT}-"
+        # Other programs read all files that end in .safetensors or .bin.
+        self._file = folder / f"{self._prefix}{_hash(folder)}.packed"
 
     def restore(self, model: torch.nn.Module) -> bool:
         """Give `model` the weights in the file; False where there is none, or none that can be read."""
@@ -55,10 +63,12 @@ class KeptWeights:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             for name, tensor in tensors.items():
                 _place(model, name, tensor)
-        except (OSError, SafetensorError, AttributeError) as error:
+            map_at_once([*tensors.values()], huge=True)
+        except (OSError, ValueError, SafetensorError, AttributeError) as error:
             log.warning("%s cannot be used and is made anew: %s", self._file, error)
+            with suppress(OSError):
+                self._file.unlink()
             return False
-        map_at_once([*tensors.values()], huge=True)
         return True
 
     def save(self, model: torch.nn.Module) -> None:
@@ -67,37 +77,43 @@ class KeptWeights:
         if sum(tensor.nbytes for tensor in weights.values()) < LEAST_BYTES:
             return
         writer = _Writer(self._file, weights, self._prefix)
+        try:
+            writer.start()
+        except RuntimeError as error:  # no more threads
+            log.info("packed weights are not kept: %s", error)
         weakref.finalize(model, writer.stop)
-        writer.start()
 
 
 class _Writer(threading.Thread):
+    """No daemon: the process ends when it has given up, or is through, and has left nothing half-written."""
+
     def __init__(self, file: Path, weights: dict[str, torch.Tensor], prefix: str) -> None:
-        super().__init__(name="keep-weights", daemon=True)
+        super().__init__(name="keep-weights")
         self._file, self._weights, self._prefix = file, weights, prefix
         self._stopping = threading.Event()
 
     def stop(self) -> None:
+        """Does not wait, because garbage may be collected anywhere."""
         self._stopping.set()
-        if threading.current_thread() is not self:  # which may be the one that collects the garbage
-            self.join()
 
     def run(self) -> None:
-        # Of this thread alone, under Linux: whoever is transcribed meanwhile comes first.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         try:
-            self._remove_older()
-            self._check_room()
-            self._keep()
-        except OSError as error:
-            log.info("packed weights are not kept: %s", error)
+            # Of this thread alone, under Linux: whoever is transcribed meanwhile comes first.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+            if not self._file.exists():  # else another process was sooner
+                self._remove_older()
+                self._check_room()
+                self._keep()
+        except Exception as error:  # noqa: BLE001 - the border of the thread, without whose file all goes on
+            log.warning("packed weights are not kept: %s", error)
         finally:
             self._weights.clear()
 
     def _remove_older(self) -> None:
-        """What other checkpoints or versions left, and writers that were killed."""
+        """What other checkpoints or versions left, and processes that were killed while they wrote."""
         for file in self._file.parent.glob(f"{self._prefix}*"):
-            file.unlink()
+            if file.suffix != UNFINISHED or time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
+                file.unlink()
 
     def _check_room(self) -> None:
         size = sum(tensor.nbytes for tensor in self._weights.values())
@@ -105,7 +121,7 @@ class _Writer(threading.Thread):
             raise OSError(f"they are {size / 1e9:.1f} GB, and {self._file.parent} has hardly more room than that")
 
     def _keep(self) -> None:
-        unfinished = self._file.with_suffix(f".{secrets.token_hex(4)}")
+        unfinished = self._file.with_suffix(f".{secrets.token_hex(4)}{UNFINISHED}")
         try:
             with unfinished.open("xb") as file:
                 self._write(file)
@@ -127,16 +143,24 @@ class _Writer(threading.Thread):
                 os.fdatasync(file.fileno())
 
 
-def _hash(folder: Path, dtype: torch.dtype) -> str:
-    """Of the code and the names, sizes and times of the checkpoint's files, because to read those takes long."""
-    checkpoint = [(file.name, file.stat()) for file in sorted(folder.glob("model*.safetensors"))]
-    seen = (
-        [(name, stat.st_size, stat.st_mtime_ns) for name, stat in checkpoint],
-        (folder / "config.json").read_bytes(),
-        [source.read_bytes() for pattern in SOURCES for source in sorted(ENGINE.glob(pattern))],
-        (str(dtype), WEIGHT_LIMIT, transformers.__version__),
-    )
+def _hash(folder: Path) -> str:
+    """Of the code, and of the checkpoint's files as far as that is known in no time: sizes, times and some samples."""
+    checkpoint = [(file.name, *_looks(file)) for file in sorted(folder.glob("model*.safetensors"))]
+    code = [source.read_bytes() for pattern in SOURCES for source in sorted(ENGINE.glob(pattern))]
+    seen = (checkpoint, (folder / "config.json").read_bytes(), code, transformers.__version__)
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+
+
+def _looks(file: Path) -> tuple[int, int, list[bytes]]:
+    stat = file.stat()
+    with file.open("rb") as content:
+        places = [stat.st_size * i // SAMPLES for i in range(SAMPLES)]
+        return stat.st_size, stat.st_mtime_ns, [_read(content, place) for place in places]
+
+
+def _read(content: BinaryIO, place: int) -> bytes:
+    content.seek(place)
+    return content.read(SAMPLE_BYTES)
 
 
 def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

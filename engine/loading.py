@@ -20,7 +20,7 @@ class Placement:
     dtype: torch.dtype
     quantization: str  # none, int8 or int4
     packed: bool  # whether linear layers are laid out for this machine's CPU
-    kept: bool  # whether on disk, too
+    kept: bool = False  # on disk, too
 
     @staticmethod
     def of(options: LoadOptions) -> Placement:

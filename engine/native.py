@@ -19,6 +19,7 @@ import torch
 
 KERNELS = Path(__file__).parent / "kernels"
 THIS_CPU = "native"
+_begun: dict[tuple[str, str], Future[ctypes.CDLL]] = {}  # by name and CPU
 
 
 def supported() -> bool:
@@ -30,15 +31,20 @@ def supported() -> bool:
 def library(name: str, cpu: str = THIS_CPU) -> ctypes.CDLL:
     """The kernels in `name`.c, for this CPU or one of LLVM's names. Raises RuntimeError with the compiler's or the
     system's reason."""
-    return _compiling(name, cpu).result()
+    begin(name, cpu)
+    try:
+        return _begun[name, cpu].result()
+    except RuntimeError:  # another try may find the compiler, or room on the disk
+        _begun.pop((name, cpu), None)
+        raise
 
 
-@cache
-def _compiling(name: str, cpu: str) -> Future[ctypes.CDLL]:
-    thread = ThreadPoolExecutor(1, "compiling")
-    future = thread.submit(_compiled, name, cpu)
-    thread.shutdown(wait=False)  # and end with what it was given
-    return future
+def begin(name: str, cpu: str = THIS_CPU) -> None:
+    """Compile what will soon be wanted, while something else is done."""
+    if (name, cpu) not in _begun:
+        thread = ThreadPoolExecutor(1, "compiling")
+        _begun[name, cpu] = thread.submit(_compiled, name, cpu)
+        thread.shutdown(wait=False)  # it ends with what it was given
 
 
 def _compiled(name: str, cpu: str) -> ctypes.CDLL:
@@ -74,11 +80,6 @@ def parallel() -> ctypes.c_void_p:
     """What starts a task in PyTorch's threads: GOMP_parallel of the OpenMP that it was linked with, whichever it is."""
     torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p)
-
-
-def begin(name: str) -> None:
-    """Compile what will soon be wanted, while something else is done."""
-    _compiling(name, THIS_CPU)
 
 
 def prepare(name: str) -> None:

@@ -42,8 +42,10 @@ def load_packed(
     _compute_buffers(model)
     _pack_linears(model, quantization, dtype)
     kept = KeptWeights(folder, quantization, dtype) if keep and quantization != "none" else None
-    if not (kept and kept.restore(model)):
+    if not (kept and kept.restore(model) and not _missing(model)):
         _fill(model, folder, dtype)
+        if missing := _missing(model):
+            raise ValueError(f"the checkpoint lacks {', '.join(missing[:3])}")
         if kept:
             kept.save(model)
     for kernel in {module.kernel for module in model.modules() if isinstance(module, PackedLinear)}:
@@ -59,11 +61,12 @@ def _fill(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
         _put(model, name, tensor, dtype)
         if name in tied:
             _put(model, tied[name], tensor, dtype)
-    missing = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
-    missing += [name for name, module in model.named_modules() if _unpacked(module)]
-    if missing:
-        raise ValueError(f"the checkpoint lacks {', '.join(missing[:3])}")
     trim_heap()
+
+
+def _missing(model: PreTrainedModel) -> list[str]:
+    missing = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
+    return missing + [name for name, module in model.named_modules() if _unpacked(module)]
 
 
 def _compute_buffers(model: PreTrainedModel) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import VoxtralForConditionalGeneration, VoxtralRealtimeForConditionalGeneration
 
 from config import DEMO_MODEL, DEMO_REALTIME, Settings
@@ -30,7 +31,7 @@ MODELS = {DEMO_MODEL: VoxtralForConditionalGeneration, DEMO_REALTIME: VoxtralRea
 def worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also weights of a few megabytes, in pieces of which there are many."""
     monkeypatch.setattr(kept_weights, "LEAST_BYTES", 0)
-    monkeypatch.setattr(kept_weights, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(kept_weights, "PIECE_BYTES", 1_000_000)
 
 
 @pytest.fixture
@@ -73,6 +74,14 @@ def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
+def train_further(file: Path) -> None:
+    """Other weights of the same size, under the same time."""
+    times = file.stat()
+    weights = load_file(file)
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 @pytest.mark.parametrize("original", MODELS, ids=lambda folder: folder.name)
 def test_a_second_load_finds_the_weights_of_the_first_and_reads_no_checkpoint(
@@ -91,6 +100,13 @@ def test_a_second_load_finds_the_weights_of_the_first_and_reads_no_checkpoint(
         assert not restored[name].requires_grad
 
 
+def test_checkpoints_in_float16_are_kept_too(folder: Path, packings: list[Path]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor.half() for name, tensor in weights.items()}, folder / "model.safetensors")
+    assert keep(folder) == keep(folder)
+    assert len(packings) == 1
+
+
 def test_each_quantization_has_a_file_and_weights_in_floats_have_none(folder: Path) -> None:
     keep(folder, "int8")
     keep(folder, "int4")
@@ -101,9 +117,10 @@ def test_each_quantization_has_a_file_and_weights_in_floats_have_none(folder: Pa
     "change",
     [
         lambda folder: os.utime(folder / "model.safetensors", (1, 1)),
+        lambda folder: train_further(folder / "model.safetensors"),
         lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text() + "\n"),
     ],
-    ids=["checkpoint", "configuration"],
+    ids=["time", "weights", "configuration"],
 )
 def test_another_checkpoint_is_packed_anew_and_its_weights_take_the_place_of_the_older(
     change: Callable[[Path], object], folder: Path, packings: list[Path]
@@ -123,10 +140,31 @@ def test_a_damaged_file_is_made_anew(folder: Path, packings: list[Path], caplog:
     assert (len(packings), file.read_bytes() == whole) == (2, True)
 
 
-def test_what_a_writer_left_that_was_killed_is_removed(folder: Path) -> None:
+def test_an_empty_file_is_made_anew(folder: Path, packings: list[Path]) -> None:
     (name,) = keep(folder)
-    (folder / name).rename((folder / name).with_suffix(".0123abcd"))
+    save_file({}, folder / name)
     assert keep(folder) == [name]
+    assert keep(folder) == [name]
+    assert len(packings) == 2
+
+
+def test_what_a_writer_left_that_was_killed_is_removed_and_what_another_writes_is_not(folder: Path) -> None:
+    (name,) = keep(folder)
+    left, written = (folder / name.replace(".packed", f".{each}.unfinished") for each in ("0123", "4567"))
+    (folder / name).rename(left)
+    os.utime(left, (1, 1))
+    written.touch()
+    assert keep(folder) == sorted([name, written.name])
+
+
+def test_two_processes_that_write_at_once_leave_one_whole_file(folder: Path, packings: list[Path]) -> None:
+    models = [load(folder), load(folder)]
+    wait_for_writers()
+    del models
+    (name,) = kept(folder)
+    written = (folder / name).stat().st_mtime_ns
+    assert keep(folder) == [name]
+    assert ((folder / name).stat().st_mtime_ns, len(packings)) == (written, 2)
 
 
 def test_a_model_that_goes_while_its_weights_are_written_leaves_nothing_behind(
@@ -136,15 +174,16 @@ def test_a_model_that_goes_while_its_weights_are_written_leaves_nothing_behind(
 
     def slow_disk(_: int) -> None:
         writing.set()
-        gone.wait()
+        gone.wait(30)
 
     monkeypatch.setattr(os, "fdatasync", slow_disk)
     model = load(folder)
     assert writing.wait(30)
     (name,) = kept(folder)
-    assert not name.endswith(".safetensors")
-    threading.Timer(0.1, gone.set).start()
-    del model  # waits for the writer, which has a piece on its way
+    assert name.endswith(".unfinished")
+    del model
+    gone.set()
+    wait_for_writers()
     assert kept(folder) == []
 
 
@@ -174,7 +213,7 @@ def test_a_disk_that_fails_keeps_none(
 @pytest.mark.anyio
 @pytest.mark.parametrize(("setting", "files"), [("on", 1), ("off", 0)])
 async def test_the_server_keeps_them_unless_it_is_told_not_to(setting: str, files: int, folder: Path) -> None:
-    manager = ModelManager(Settings(voxtral_model_id=str(folder), voxtral_keep_quantized=setting))
+    manager = ModelManager(Settings(voxtral_model_id=str(folder), voxtral_device="cpu", voxtral_keep_quantized=setting))
     await manager.worker(manager.default)
     wait_for_writers()
     await manager.close()

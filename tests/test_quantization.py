@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -249,3 +250,12 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     save_file({"language_model.model.layers.99.mlp.up_proj.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="which Voxtral has not"):
         load_packed(VoxtralForConditionalGeneration, tmp_path, "int8", torch.float32)
+
+
+def test_a_kernel_that_could_not_be_compiled_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "ziglang", None)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="pip install"):
+                native.library("cached_attention", "x86_64_v3")
+    assert native.library("cached_attention", "x86_64_v3") is native.library("cached_attention", "x86_64_v3")
