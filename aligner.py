@@ -7,13 +7,14 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from audio_processor import SAMPLE_RATE
-from engine.backends import load_aligner
+from engine.backends import in_a_thread_that_ends, load_aligner
 from model_store import LOAD_ERRORS, Download, ModelStore, State, fingerprint
 from model_table import ModelSpec
 
@@ -42,9 +43,9 @@ class Aligner:
 
     async def spans(self, samples: np.ndarray, tokens: Sequence[bytes]) -> Sequence[tuple[int, int]]:
         """As CTCModel.spans; none also where the model failed, for want of memory perhaps: the text is there anyway."""
-        loop = asyncio.get_running_loop()
+        loop, find = asyncio.get_running_loop(), partial(self._model.spans, samples, tokens)
         try:
-            found = await loop.run_in_executor(self._thread, self._model.spans, samples, tokens)
+            found = await loop.run_in_executor(self._thread, in_a_thread_that_ends, find)
         except Exception:
             seconds = len(samples) / SAMPLE_RATE
             log.exception(

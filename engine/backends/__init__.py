@@ -54,7 +54,7 @@ def load_backend(name: str | None, folder: Path, options: LoadOptions) -> Backen
         raise ValueError(f"config.json names none of the model types {', '.join(MODEL_TYPES)}")
     kind = _imported(*BACKENDS[name])
     try:
-        return _in_a_thread_that_ends(lambda: kind(folder, options))
+        return in_a_thread_that_ends(lambda: kind(folder, options))
     except Exception as error:
         _forget(error)
         raise
@@ -81,7 +81,7 @@ def start_worker(backend: Backend | RealtimeBackend) -> Worker | LiveWorker:
 def load_aligner(folder: Path, device: str) -> CTCModel:
     """Load the CTC model in `folder`. Takes seconds; raises OSError, ValueError or RuntimeError."""
     kind = _imported("engine.ctc", "CTCModel")
-    return _in_a_thread_that_ends(lambda: kind(folder, device))
+    return in_a_thread_that_ends(lambda: kind(folder, device))
 
 
 def memory_needed(folder: Path, options: LoadOptions) -> int:
@@ -89,11 +89,11 @@ def memory_needed(folder: Path, options: LoadOptions) -> int:
     return _imported("engine.loading", "memory_needed")(folder, options)
 
 
-def _in_a_thread_that_ends(load: Callable[[], Any]) -> Any:
+def in_a_thread_that_ends(calculate: Callable[[], Any]) -> Any:
     """One that stays would keep the OpenMP threads that it calculated with, and once all of them are more than there
     are CPUs, each sleeps at the end of every layer: a step of the 3B then takes a sixth longer."""
-    with ThreadPoolExecutor(1, "loading") as thread:
-        return thread.submit(load).result()
+    with ThreadPoolExecutor(1, "calculating") as thread:
+        return thread.submit(calculate).result()
 
 
 def _imported(module: str, name: str) -> Any:
