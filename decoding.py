@@ -1,10 +1,10 @@
 """One chunk of audio to its events. Where the model fails on it, it is decoded again.
 
-A decoding has failed when it looped, wrote more tokens than its audio can need, or told a long stretch twice. Then the
-audio is heard again in halves, and a half that fails in halves of its own, down to some seconds. There a stretch that
-stands twice is believed, and the others are decoded with temperature. What fails to the end is kept as far as it is no
-repetition, and the segment says so. Of a decoding that failed some text may have left already; it stays, and the new
-text goes on behind it.
+A decoding has failed when it looped, wrote more tokens than its audio can need, told a long stretch twice, or ended
+where the model was not sure of that. Then the audio is heard again in halves, and a half that fails in halves of its
+own, down to some seconds. There a stretch that stands twice is believed, and so is an end; the others are decoded with
+temperature. What fails to the end is kept as far as it is no repetition, and the segment says so. Of a decoding that
+failed some text may have left already; it stays, and the new text goes on behind it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("voxtral.decoding")
 
 LEAST_SECONDS = 8  # a shorter piece is not halved
-REASONS = {
-    "loop": "the model repeated itself",
-    "length": "the model wrote more than the audio can hold",
-    "stop": "a long stretch of the text stands twice",
-}
+SURE = 0.85  # probability of the end-of-text from which on an end is believed (docs/decisions/016-loops.md)
 TEMPERATURES = (0.2, 0.4, 0.8)  # that such a piece is tried with, where no higher one was asked for
 
 
@@ -59,7 +55,7 @@ class _Heard:
     tokens: tuple[TextToken, ...]
     temperature: float
     done: JobDone
-    failed: bool
+    fault: str  # why it is not believed; empty: it is
 
 
 class ChunkDecoding:
@@ -87,8 +83,8 @@ class ChunkDecoding:
                 yield delta
         kept = [self._heard(text)]
         places = kept[0].done.spans
-        if kept[0].failed:
-            log.warning("%s: %s; it is heard again in pieces", self._place, REASONS[kept[0].done.reason])
+        if kept[0].fault:
+            log.warning("%s: %s; it is heard again in pieces", self._place, kept[0].fault)
             kept = await self._hear_again(self.chunk.samples, kept[0])
             await asyncio.to_thread(text.go_on_as, joined([heard.tokens for heard in kept]))
             places = ()
@@ -110,9 +106,9 @@ class ChunkDecoding:
             return [heard for half in halves(samples) for heard in await self._hear(half)]
         for temperature in TEMPERATURES:
             heard = await self._decode(samples, max(temperature, failed.temperature))
-            if not heard.failed:
+            if not heard.fault:
                 return [heard]
-        log.warning("%s: %s at every temperature; words may be missing", self._place, REASONS[failed.done.reason])
+        log.warning("%s: %s at every temperature; words may be missing", self._place, failed.fault)
         return [failed]
 
     def _is_timed(self, tokens: list[int]) -> bool:
@@ -146,7 +142,7 @@ class ChunkDecoding:
 
     async def _hear(self, samples: np.ndarray) -> list[_Heard]:
         heard = await self._decode(samples, self._asked.job.sampling.temperature)
-        return await self._hear_again(samples, heard) if heard.failed else [heard]
+        return await self._hear_again(samples, heard) if heard.fault else [heard]
 
     async def _decode(self, samples: np.ndarray, temperature: float) -> _Heard:
         self._stream = self._submit(samples, temperature)
@@ -183,13 +179,23 @@ class ChunkDecoding:
         done, job = self._stream.done, self._stream.job
         assert done is not None
         self._usage += Usage(done.text_tokens, done.audio_tokens, done.output_tokens)
-        failed = {
-            "loop": True,
-            "length": job.max_tokens < self._asked.job.max_tokens,  # a cap that the client set is no failure
-            "stop": text.went_back and _can_be_halved(job.audio[0]),
-        }[done.reason]
-        tokens = text.tokens[: text.sound] if failed else text.tokens
-        return _Heard(tuple(tokens), job.sampling.temperature, done, failed)
+        fault = self._fault(text)
+        tokens = text.tokens[: text.sound] if fault else text.tokens
+        return _Heard(tuple(tokens), job.sampling.temperature, done, fault)
+
+    def _fault(self, text: ChunkText) -> str:
+        done, job = self._stream.done, self._stream.job
+        assert done is not None
+        if done.reason == "loop":
+            return "the model repeated itself"
+        if done.reason == "length":  # a cap that the client set is no failure
+            capped = job.max_tokens < self._asked.job.max_tokens
+            return "the model wrote more than the audio can hold" if capped else ""
+        if not _can_be_halved(job.audio[0]):
+            return ""
+        if text.went_back:
+            return "a long stretch of the text stands twice"
+        return "the model was not sure that the text ends" if text.tokens and done.end_prob < SURE else ""
 
     def _segment(self, text: ChunkText, kept: list[_Heard], lapses: tuple[Lapse, ...]) -> Segment:
         start_ms, end_ms = self.chunk.speech_ms()

@@ -12,6 +12,7 @@ Requests join and leave between steps. Jobs and cancellations come in through a 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -273,8 +274,9 @@ class Worker:
     def _finish(self, row: _Active, spans: Sequence[tuple[int, int]] = ()) -> None:
         text_tokens, audio_tokens = row.stream.job.prompt.text_tokens, row.stream.audio_tokens
         assert row.ended
+        end_prob = math.exp(row.last.logprob) if row.ended == "stop" else 1.0
         self._outbox.put(
-            row.stream, JobDone(row.ended, text_tokens, audio_tokens, row.count, row.no_speech_prob, spans)
+            row.stream, JobDone(row.ended, text_tokens, audio_tokens, row.count, row.no_speech_prob, end_prob, spans)
         )
         self._retire(row.stream)
 

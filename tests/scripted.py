@@ -16,6 +16,7 @@ from engine.tokenizer import VoxtralTokenizer
 from tests.speech import SAMPLE_RATE
 
 LOGIT = 12.0  # of the scripted token; all others have 0
+DOUBTFUL = " ..."  # behind a text that ends with a token of which the model is not sure
 WORDS = (
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike oscar papa quebec romeo sierra "
     "tango uniform victor whiskey yankee zulu monday tuesday wednesday thursday friday saturday sunday january "
@@ -50,7 +51,7 @@ class ScriptedBackend:
         self.description = self.device = "script"
         self.jobs: list[Job] = []
         self._script = script
-        self._texts: dict[int, Iterator[int]] = {}  # by row
+        self._texts: dict[int, Iterator[tuple[int, int]]] = {}  # by row: tokens, and what is nearly as likely
 
     def audio_tokens(self, samples: int) -> int:
         return 375
@@ -62,8 +63,10 @@ class ScriptedBackend:
         (job,) = jobs
         self.jobs.append(job)
         text = self._script(job)
-        tokens = self.tokenizer._tekken.encode(f" {text}" if text else "", bos=False, eos=False)
-        self._texts[row] = iter([*tokens, self.tokenizer.end_of_text])
+        said = text.removesuffix(DOUBTFUL)
+        tokens = self.tokenizer._tekken.encode(f" {said}" if said else "", bos=False, eos=False)
+        end = self.tokenizer.end_of_text
+        self._texts[row] = iter([*zip(tokens, tokens, strict=True), (end, end if said == text else tokens[0])])
         return self._logits([next(self._texts[row])])
 
     def decode(self, tokens: list[int]) -> torch.Tensor:
@@ -73,9 +76,11 @@ class ScriptedBackend:
         """A word a second, as in `spoken`."""
         return [(i * SAMPLE_RATE, i * SAMPLE_RATE + int(0.7 * SAMPLE_RATE)) for i in range(len(tokens))]
 
-    def _logits(self, tokens: list[int]) -> torch.Tensor:
+    def _logits(self, tokens: list[tuple[int, int]]) -> torch.Tensor:
         logits = torch.zeros(len(tokens), self.tokenizer.vocabulary_size)
-        logits[torch.arange(len(tokens)), torch.tensor(tokens)] = LOGIT
+        for row, (token, rival) in zip(logits, tokens, strict=True):
+            row[rival] = LOGIT - 0.1
+            row[token] = LOGIT
         return logits
 
     def move_row(self, source: int, target: int) -> None:

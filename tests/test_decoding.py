@@ -24,7 +24,7 @@ from decoding import LEAST_SECONDS, TEMPERATURES, Asked, ChunkDecoding
 from engine.core import Job, Sampling
 from engine.loops import FAR_SUSPECT
 from engine.worker import Worker
-from tests.scripted import WORDS, ScriptedBackend, spoken, words_in
+from tests.scripted import DOUBTFUL, WORDS, ScriptedBackend, spoken, words_in
 from tests.serving import Server
 from tests.speech import SAMPLE_RATE, clip, word_errors
 from transcript import Segment, TextDelta
@@ -244,6 +244,22 @@ def test_a_stretch_that_is_told_twice_is_heard_again_before_it_leaves() -> None:
     told = tell(longer_than(40, goes_back))
     assert word_errors(" ".join(WORDS[:60]), told.text) < FAR_SUSPECT
     assert (told.segment.lapses, len(told.jobs)) == ((), 3)
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_a_text_that_ends_where_the_model_is_not_sure_of_it_is_heard_again(sure: bool) -> None:
+    def without_last_words(job: Job) -> str:
+        return " ".join(words_in(job.audio[0])[:-3]) + ("" if sure else DOUBTFUL)
+
+    told = tell(longer_than(20, without_last_words))
+    assert told.text.split() == (WORDS[:57] if sure else WORDS[:60])
+    assert [round(seconds_of(job)) for job in told.jobs] == ([60] if sure else [60, 30, 15, 15, 30, 15, 15])
+    assert told.segment.lapses == ()
+
+
+def test_an_end_of_short_audio_is_believed() -> None:
+    told = tell(lambda job: " ".join(words_in(job.audio[0])) + DOUBTFUL, seconds=LEAST_SECONDS - 1)
+    assert (told.text.split(), len(told.jobs)) == (WORDS[: LEAST_SECONDS - 1], 1)
 
 
 def test_a_stretch_that_was_said_twice_is_told_twice() -> None:
