@@ -10,18 +10,12 @@ from unicodedata import east_asian_width
 
 from transcript import TextToken
 
-OTHER_WORDS = 2  # put in or left out, or one of them replaced, between texts that are taken for the same
-
 
 def goes_on(sent: Sequence[TextToken], second: Sequence[TextToken]) -> int:
     """How many tokens of `second` tell what `sent` has told: up to the end of one of its words."""
-    told = words_told(_words(sent), _words(second))
-    return word_ends(second)[told - 1] if told else 0
-
-
-def begins(sent: Sequence[TextToken], second: Sequence[TextToken]) -> bool:
-    """Whether `second` begins with what `sent` has told, but for a word or two."""
-    return min(_distances(_words(sent), _words(second))) <= OTHER_WORDS
+    ends = word_ends(second)
+    told = words_told(_words(sent, word_ends(sent)), _words(second, ends))
+    return ends[told - 1] if told else 0
 
 
 def word_ends(tokens: Sequence[TextToken]) -> list[int]:
@@ -38,13 +32,7 @@ def begins_word(token: TextToken) -> bool:
 
 def words_told(sent: Sequence[str], second: Sequence[str]) -> int:
     """Length of the beginning of `second` that is nearest to `sent`; of equally near ones the shortest, because a word
-    that stands twice does less harm than one that is lost."""
-    distances = _distances(sent, second)
-    return distances.index(min(distances))
-
-
-def _distances(sent: Sequence[str], second: Sequence[str]) -> list[float]:
-    """Of `sent` to each beginning of `second`, that of no words first.
+    that stands twice does less harm than one that is lost.
 
     Edit distance over words that are put in or left out (Wagner and Fischer, 1974). Only the last of `sent` may also
     be another hearing of a word: where it belongs decides what is said twice.
@@ -56,11 +44,11 @@ def _distances(sent: Sequence[str], second: Sequence[str]) -> list[float]:
         for j, other in enumerate(second, start=1):
             replaced = before + 2 * difference(word, other)
             before, row[j] = row[j], min(replaced, row[j] + 1, row[j - 1] + 1)
-    return row
+    return row.index(min(row))
 
 
-def _words(tokens: Sequence[TextToken]) -> list[str]:
-    spelled = [b"".join(token.bytes for token in tokens[a:b]) for a, b in pairwise([0, *word_ends(tokens)])]
+def _words(tokens: Sequence[TextToken], ends: list[int]) -> list[str]:
+    spelled = [b"".join(token.bytes for token in tokens[a:b]) for a, b in pairwise([0, *ends])]
     return ["".join(filter(str.isalnum, word.decode(errors="replace").casefold())) for word in spelled]
 
 

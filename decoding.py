@@ -20,7 +20,6 @@ import numpy as np
 from audio_processor import SAMPLE_RATE
 from chunk_text import ChunkText, joined
 from chunking import Chunk, halves
-from continuation import begins
 from engine.core import EngineError, Job, JobDone
 from engine.job_stream import JobStream
 from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("voxtral.decoding")
 
-UNSURE = "the model was not sure that the text ends"
 LEAST_SECONDS = 8  # a shorter piece is not halved
 SURE = 0.85  # probability of the end-of-text from which on an end is believed (docs/decisions/016-loops.md)
 TEMPERATURES = (0.2, 0.4, 0.8)  # that such a piece is tried with, where no higher one was asked for
@@ -87,12 +85,9 @@ class ChunkDecoding:
         places = kept[0].done.spans
         if kept[0].fault:
             log.warning("%s: %s; it is heard again in pieces", self._place, kept[0].fault)
-            again = await self._hear_again(self.chunk.samples, kept[0])
-            second = joined([heard.tokens for heard in again])
-            # A text that lacks no more than its end shall not be mixed with another.
-            if kept[0].fault != UNSURE or await asyncio.to_thread(begins, text.tokens, second):
-                kept, places = again, ()
-                await asyncio.to_thread(text.go_on_as, second)
+            kept = await self._hear_again(self.chunk.samples, kept[0])
+            await asyncio.to_thread(text.go_on_as, joined([heard.tokens for heard in kept]))
+            places = ()
         timed = self._is_timed([token.id for token in text.tokens])
         if timed and not places:
             places = await self._places(text.tokens)
@@ -200,7 +195,7 @@ class ChunkDecoding:
             return ""
         if text.went_back:
             return "a long stretch of the text stands twice"
-        return UNSURE if text.tokens and done.end_prob < SURE else ""
+        return "the model was not sure that the text ends" if text.tokens and done.end_prob < SURE else ""
 
     def _segment(self, text: ChunkText, kept: list[_Heard], lapses: tuple[Lapse, ...]) -> Segment:
         start_ms, end_ms = self.chunk.speech_ms()

@@ -257,19 +257,6 @@ def test_a_text_that_ends_where_the_model_is_not_sure_of_it_is_heard_again(sure:
     assert told.segment.lapses == ()
 
 
-@pytest.mark.parametrize("others", [1, 2])
-def test_a_doubtful_end_is_not_mended_by_a_text_that_differs_in_more_than_that(others: int) -> None:
-    wrong = WORDS[-others:]
-
-    def mistaken(job: Job) -> str:
-        return " ".join([*wrong, *words_in(job.audio[0])[others:-1]]) + DOUBTFUL
-
-    told = tell(longer_than(40, mistaken))
-    said = [*wrong, *WORDS[others:60]]
-    assert told.text.split() == (said if others == 1 else said[:-1])
-    assert len(told.jobs) == 3
-
-
 def test_an_end_of_short_audio_is_believed() -> None:
     told = tell(lambda job: " ".join(words_in(job.audio[0])) + DOUBTFUL, seconds=LEAST_SECONDS - 1)
     assert (told.text.split(), len(told.jobs)) == (WORDS[: LEAST_SECONDS - 1], 1)
