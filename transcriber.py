@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,6 +59,7 @@ class TranscriptionRequest:
     language: str | None  # ISO 639-1; None: the model recognises it
     conversation: Conversation | None
     sampling: Sampling
+    _: KW_ONLY
     words_only: bool = False  # the conversation says no more than which words to expect
     max_tokens: int | None = None  # cap for each chunk, beside the cap by its length
     keywords: tuple[str, ...] = ()  # words to expect, spelled as they are to be written

@@ -93,7 +93,9 @@ async def complete(request: Request) -> Response:
     files = await _files(service, recordings)
     if in_chunks:
         instructed = None if means_transcription(asked) else spoken_in(conversation, language)
-        to_write = TranscriptionRequest(language, instructed, body.sampling, body.token_limit, keywords)
+        to_write = TranscriptionRequest(
+            language, instructed, body.sampling, max_tokens=body.token_limit, keywords=keywords
+        )
         transcription = await service.open(request, model, to_write, files[0])
         events, close = _answered(transcription.events()), transcription.close
         progress = transcription.progress
