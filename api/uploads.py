@@ -111,6 +111,10 @@ async def read_fields(request: Request) -> AsyncGenerator[Mapping[str, Any]]:
             "field 'file', as curl -F does.",
             code="invalid_form",
         ) from None
+    except UnicodeError as error:  # a charset that Python knows and that decodes nothing, such as `undefined`
+        raise ApiError(
+            400, f"The charset in Content-Type cannot be read ({error}). Leave it out.", code="invalid_form"
+        ) from None
     try:
         yield form
     except BaseException:

@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fuzzing import CHAT, FEW, FORM, JSON, SILENCE, TRANSCRIPTIONS, check, form, mutated, nothing_fails, post
@@ -42,6 +42,7 @@ def test_a_broken_form_is_refused(server: Server, body: bytes) -> None:
 
 @FEW
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
+@example("undefined")
 def test_any_boundary_and_charset_is_read_or_refused(server: Server, text: str) -> None:
     for kind in (f"multipart/form-data; boundary={text}", f"multipart/form-data; boundary=frontier; charset={text}",
                  f"multipart/form-data{text}", text):  # fmt: skip
