@@ -75,7 +75,7 @@ def joined(parts: Sequence[Sequence[TextToken]]) -> list[TextToken]:
     tokens: list[TextToken] = []
     for part in parts:
         first, rest = list(part[:1]), part[1:]
-        if tokens and first and not begins_word(first[0]):
+        if tokens and first and not begins_word(first[0].bytes):
             first = [replace(first[0], bytes=b" " + first[0].bytes)]
         tokens += [*first, *rest]
     return tokens

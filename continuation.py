@@ -20,13 +20,13 @@ def goes_on(sent: Sequence[TextToken], second: Sequence[TextToken]) -> int:
 
 def word_ends(tokens: Sequence[TextToken]) -> list[int]:
     """For each word, how many tokens there are up to its end."""
-    begins = [i for i, token in enumerate(tokens) if i and begins_word(token)]
+    begins = [i for i, token in enumerate(tokens) if i and begins_word(token.bytes)]
     return [*begins, len(tokens)] if tokens else []
 
 
-def begins_word(token: TextToken) -> bool:
+def begins_word(token: bytes) -> bool:
     """With a space, or with a character of Chinese or Japanese, which have none between words."""
-    first = token.bytes.decode(errors="ignore")[:1]
+    first = token.decode(errors="ignore")[:1]
     return first.isspace() or (first != "" and east_asian_width(first) == "W")
 
 

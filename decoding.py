@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ import numpy as np
 from audio_processor import SAMPLE_RATE
 from chunk_text import ChunkText, joined
 from chunking import Chunk, halves
+from continuation import begins_word
 from engine.core import EngineError, Job, JobDone
 from engine.job_stream import JobStream
 from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("voxtral.decoding")
 
 LEAST_SECONDS = 8  # a shorter piece is not halved
-SURE = 0.85  # probability of the end-of-text from which on an end is believed (docs/decisions/016-loops.md)
+DOUBT = 0.15  # probability of another word from which on the end of a text is not believed (decisions/016-loops.md)
 TEMPERATURES = (0.2, 0.4, 0.8)  # that such a piece is tried with, where no higher one was asked for
 
 
@@ -81,7 +83,7 @@ class ChunkDecoding:
         async for token in self._tokens():
             if delta := text.add(token):
                 yield delta
-        kept = [self._heard(text)]
+        kept = [self._heard(text, is_whole=True)]
         places = kept[0].done.spans
         if kept[0].fault:
             log.warning("%s: %s; it is heard again in pieces", self._place, kept[0].fault)
@@ -175,11 +177,11 @@ class ChunkDecoding:
             top = tuple((token_bytes(other), logprob) for other, logprob in token.top)
             yield TextToken(token.id, token_bytes(token.id), token.logprob, top)
 
-    def _heard(self, text: ChunkText) -> _Heard:
+    def _heard(self, text: ChunkText, is_whole: bool = False) -> _Heard:
         done, job = self._stream.done, self._stream.job
         assert done is not None
         self._usage += Usage(done.text_tokens, done.audio_tokens, done.output_tokens)
-        fault = self._fault(text)
+        fault = self._fault(text) or (is_whole and self._doubted_end(text)) or ""
         tokens = text.tokens[: text.sound] if fault else text.tokens
         return _Heard(tuple(tokens), job.sampling.temperature, done, fault)
 
@@ -191,11 +193,17 @@ class ChunkDecoding:
         if done.reason == "length":  # a cap that the client set is no failure
             capped = job.max_tokens < self._asked.job.max_tokens
             return "the model wrote more than the audio can hold" if capped else ""
-        if not _can_be_halved(job.audio[0]):
-            return ""
-        if text.went_back:
-            return "a long stretch of the text stands twice"
-        return "the model was not sure that the text ends" if text.tokens and done.end_prob < SURE else ""
+        went_back = text.went_back and _can_be_halved(job.audio[0])
+        return "a long stretch of the text stands twice" if went_back else ""
+
+    def _doubted_end(self, text: ChunkText) -> str:
+        """Asked of the whole chunk only, so that a model that is never sure is asked twice and not for ever. It is no
+        doubt that a full stop was as likely."""
+        done, token_bytes = self._stream.done, self._asked.worker.backend.tokenizer.token_bytes
+        assert done is not None
+        words = sum(math.exp(logprob) for token, logprob in done.rivals if begins_word(token_bytes(token)))
+        doubted = bool(text.tokens) and words > DOUBT and _can_be_halved(self._stream.job.audio[0])
+        return "another word was likely where the text ends" if doubted else ""
 
     def _segment(self, text: ChunkText, kept: list[_Heard], lapses: tuple[Lapse, ...]) -> Segment:
         start_ms, end_ms = self.chunk.speech_ms()

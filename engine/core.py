@@ -119,5 +119,6 @@ class JobDone:
     audio_tokens: int
     output_tokens: int  # the end-of-text included
     no_speech_prob: float  # probability of the end-of-text as the first token
-    end_prob: float = 1.0  # and where the text ended with it
     spans: Sequence[tuple[int, int]] = ()  # where `Job.timed` asked: each token's samples of the recording
+    # Where `Job.loops_end` asked: ids and log-probabilities of the likeliest tokens in the place of the end-of-text.
+    rivals: tuple[tuple[int, float], ...] = ()

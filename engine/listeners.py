@@ -280,7 +280,7 @@ class JobListener(Listener):
             self.stream,
             JobDone(
                 reason, self.stream.job.prompt.text_tokens, self.stream.audio_tokens, len(self._written),
-                math.exp(self._silence), spans=places,
+                math.exp(self._silence), places,
             ),
         )  # fmt: skip
 

@@ -203,11 +203,14 @@ def _spelled(
 
 def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token:
     chosen = sampler.choose(logits, total)
-    top: tuple[tuple[int, float], ...] = ()
-    if sampler.sampling.top_logprobs:
-        values, ids = (logits - total).topk(sampler.sampling.top_logprobs)
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Token(chosen, float(logits[chosen] - total), top)
+    most = sampler.sampling.top_logprobs
+    return Token(chosen, float(logits[chosen] - total), likeliest(logits - total, most) if most else ())
+
+
+def likeliest(logprobs: torch.Tensor, most: int) -> tuple[tuple[int, float], ...]:
+    """Ids and log-probabilities of the `most` likeliest tokens, from those of all (vocabulary,)."""
+    values, ids = logprobs.topk(most)
+    return tuple(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def _attempt(choose: Callable[..., Token], *arguments: Any) -> Token | Exception:

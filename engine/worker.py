@@ -12,7 +12,6 @@ Requests join and leave between steps. Jobs and cancellations come in through a 
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
@@ -20,6 +19,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import AcceleratorError, OutOfMemoryError
 
 from engine.backends.base import Backend
@@ -36,11 +36,12 @@ from engine.core import (
 from engine.grammar import GrammarMatcher
 from engine.job_stream import JobStream, Outbox
 from engine.loops import LoopDetector
-from engine.sampling import Sampler, choose_tokens
+from engine.sampling import Sampler, choose_tokens, likeliest
 from engine.scheduler import Scheduler
 
 log = logging.getLogger("voxtral.engine")
 
+RIVALS = 8  # likeliest tokens that are looked at where a text ends
 IDLE_SECONDS = 30.0  # after which memory that only running jobs need is given back
 
 
@@ -56,6 +57,7 @@ class _Active:
     loops: LoopDetector = field(default_factory=LoopDetector)
     written: list[int] = field(default_factory=list)  # without the end-of-text
     ended: Literal["stop", "length", "loop"] | None = None  # why; it only waits to be aligned
+    rivals: tuple[tuple[int, float], ...] = ()  # of the end-of-text
 
 
 class Worker:
@@ -227,13 +229,22 @@ class Worker:
         if all(row.ended for row in rows):
             return
         try:
-            tokens = choose_tokens(self.backend.decode([row.last.id for row in rows]), [row.sampler for row in rows])
+            logits = self.backend.decode([row.last.id for row in rows])
+            tokens = choose_tokens(logits, [row.sampler for row in rows])
+            self._look_at_ends(rows, tokens, logits)
         except Exception as error:  # noqa: BLE001 - as above, for all jobs that shared the step
             self._fail([row.stream for row in rows], error)
             return
         for row, token in zip(rows, tokens, strict=True):
             if not row.ended:  # those that have only fill their row of the step
                 self._advance(row, token)
+
+    def _look_at_ends(self, rows: list[_Active], tokens: list[Token | Exception], logits: torch.Tensor) -> None:
+        """Keep what else was likely where a text ends now: whoever gave the job may doubt that it does."""
+        end = self.backend.tokenizer.end_of_text
+        for row, token, own in zip(rows, tokens, logits, strict=True):
+            if row.stream.job.loops_end and not row.ended and isinstance(token, Token) and token.id == end:
+                row.rivals = likeliest(own.float().log_softmax(-1), RIVALS)
 
     def _advance(self, row: _Active, chosen: Token | Exception) -> None:
         """Send the token that a row just chose, or its end."""
@@ -274,10 +285,8 @@ class Worker:
     def _finish(self, row: _Active, spans: Sequence[tuple[int, int]] = ()) -> None:
         text_tokens, audio_tokens = row.stream.job.prompt.text_tokens, row.stream.audio_tokens
         assert row.ended
-        end_prob = math.exp(row.last.logprob) if row.ended == "stop" else 1.0
-        self._outbox.put(
-            row.stream, JobDone(row.ended, text_tokens, audio_tokens, row.count, row.no_speech_prob, end_prob, spans)
-        )
+        done = JobDone(row.ended, text_tokens, audio_tokens, row.count, row.no_speech_prob, spans, row.rivals)
+        self._outbox.put(row.stream, done)
         self._retire(row.stream)
 
     def _fail(self, streams: list[JobStream], error: Exception) -> None:

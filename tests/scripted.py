@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 
 import numpy as np
@@ -16,7 +16,8 @@ from engine.tokenizer import VoxtralTokenizer
 from tests.speech import SAMPLE_RATE
 
 LOGIT = 12.0  # of the scripted token; all others have 0
-DOUBTFUL = " ..."  # behind a text that ends with a token of which the model is not sure
+# Behind a text that ends where another word is nearly as likely, or a full stop.
+DOUBTFUL, FULL_STOP = " ...", " [.]"
 WORDS = (
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike oscar papa quebec romeo sierra "
     "tango uniform victor whiskey yankee zulu monday tuesday wednesday thursday friday saturday sunday january "
@@ -63,10 +64,11 @@ class ScriptedBackend:
         (job,) = jobs
         self.jobs.append(job)
         text = self._script(job)
-        said = text.removesuffix(DOUBTFUL)
-        tokens = self.tokenizer._tekken.encode(f" {said}" if said else "", bos=False, eos=False)
-        end = self.tokenizer.end_of_text
-        self._texts[row] = iter([*zip(tokens, tokens, strict=True), (end, end if said == text else tokens[0])])
+        said = text.removesuffix(DOUBTFUL).removesuffix(FULL_STOP)
+        encode = partial(self.tokenizer._tekken.encode, bos=False, eos=False)
+        tokens, end = encode(f" {said}" if said else ""), self.tokenizer.end_of_text
+        rivals = {said: end, said + DOUBTFUL: tokens[0] if tokens else end, said + FULL_STOP: encode(".")[0]}
+        self._texts[row] = iter([*zip(tokens, tokens, strict=True), (end, rivals[text])])
         return self._logits([next(self._texts[row])])
 
     def decode(self, tokens: list[int]) -> torch.Tensor:

@@ -24,7 +24,7 @@ from decoding import LEAST_SECONDS, TEMPERATURES, Asked, ChunkDecoding
 from engine.core import Job, Sampling
 from engine.loops import FAR_SUSPECT
 from engine.worker import Worker
-from tests.scripted import DOUBTFUL, WORDS, ScriptedBackend, spoken, words_in
+from tests.scripted import DOUBTFUL, FULL_STOP, WORDS, ScriptedBackend, spoken, words_in
 from tests.serving import Server
 from tests.speech import SAMPLE_RATE, clip, word_errors
 from transcript import Segment, TextDelta
@@ -251,10 +251,20 @@ def test_a_text_that_ends_where_the_model_is_not_sure_of_it_is_heard_again(sure:
     def without_last_words(job: Job) -> str:
         return " ".join(words_in(job.audio[0])[:-3]) + ("" if sure else DOUBTFUL)
 
-    told = tell(longer_than(20, without_last_words))
+    told = tell(longer_than(40, without_last_words))
     assert told.text.split() == (WORDS[:57] if sure else WORDS[:60])
-    assert [round(seconds_of(job)) for job in told.jobs] == ([60] if sure else [60, 30, 15, 15, 30, 15, 15])
+    assert [round(seconds_of(job)) for job in told.jobs] == ([60] if sure else [60, 30, 30])
     assert told.segment.lapses == ()
+
+
+def test_a_model_that_is_never_sure_of_an_end_is_asked_twice_and_believed() -> None:
+    told = tell(lambda job: " ".join(words_in(job.audio[0])) + DOUBTFUL)
+    assert (told.text.split(), [round(seconds_of(job)) for job in told.jobs]) == (WORDS[:60], [60, 30, 30])
+
+
+def test_an_end_where_a_full_stop_was_as_likely_is_believed() -> None:
+    told = tell(lambda job: " ".join(words_in(job.audio[0])) + FULL_STOP)
+    assert (told.text.split(), len(told.jobs)) == (WORDS[:60], 1)
 
 
 def test_an_end_of_short_audio_is_believed() -> None:
