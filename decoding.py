@@ -181,7 +181,7 @@ class ChunkDecoding:
         done, job = self._stream.done, self._stream.job
         assert done is not None
         self._usage += Usage(done.text_tokens, done.audio_tokens, done.output_tokens)
-        fault = self._fault(text) or (is_whole and self._doubted_end(text)) or ""
+        fault = self._fault(text) or (self._doubted_end(text) if is_whole else "")
         tokens = text.tokens[: text.sound] if fault else text.tokens
         return _Heard(tuple(tokens), job.sampling.temperature, done, fault)
 

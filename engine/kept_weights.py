@@ -49,7 +49,6 @@ class KeptWeights:
     """Those of the model in `folder` with `quantization`, what is not quantized being in `dtype`."""
 
     def __init__(self, folder: Path, quantization: str, dtype: torch.dtype) -> None:
-        self._folder = folder
         self._prefix = f"packed-{quantization}-{str(dtype).removeprefix('torch.')}-{WEIGHT_LIMIT}-"
         # Other programs read all files that end in .safetensors or .bin.
         self._file = folder / f"{self._prefix}{_hash(folder)}.packed"

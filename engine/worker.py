@@ -242,9 +242,9 @@ class Worker:
     def _look_at_ends(self, rows: list[_Active], tokens: list[Token | Exception], logits: torch.Tensor) -> None:
         """Keep what else was likely where a text ends now: whoever gave the job may doubt that it does."""
         end = self.backend.tokenizer.end_of_text
-        for row, token, own in zip(rows, tokens, logits, strict=True):
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if row.stream.job.loops_end and not row.ended and isinstance(token, Token) and token.id == end:
-                row.rivals = likeliest(own.float().log_softmax(-1), RIVALS)
+                row.rivals = likeliest(logits[place].float().log_softmax(-1), RIVALS)
 
     def _advance(self, row: _Active, chosen: Token | Exception) -> None:
         """Send the token that a row just chose, or its end."""
