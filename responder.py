@@ -1,7 +1,7 @@
 """The other use case: a conversation, with any number of recordings in it, is answered in one context of the model.
 
 Where a transcription cuts its audio into chunks, an answer must hear all of it at once, so the recordings are decoded
-whole and have to fit. This module knows no HTTP.
+whole, into files without names that end with the answer, and have to fit. This module knows no HTTP.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,7 +75,7 @@ class Reply:
     def __init__(self, responder: Responder, model: Model, request: AnswerRequest) -> None:
         self._responder, self._model, self._request = responder, model, request
         self._started = time.monotonic()
-        self._samples: tuple[np.ndarray, ...] = ()
+        self._samples: tuple[np.memmap, ...] = ()
         self._gaps: tuple[Gap, ...] = ()
         self._listening = True  # whether anybody waits for the recordings to be decoded
         self._streams: list[JobStream] = []
@@ -96,18 +97,19 @@ class Reply:
     def _decode(self, files: Iterable[AudioFile]) -> None:
         left = int(LONGEST_SECONDS * SAMPLE_RATE)
         for file in files:
-            blocks = []
-            for block in file.blocks():
-                if not self._listening:
-                    return
-                left -= len(block)
-                if left < 0:
-                    raise PromptTooLong(
-                        f"The recordings are longer than {LONGEST_SECONDS / 60:.0f} minutes, more than the model's "
-                        "context holds. /v1/audio/transcriptions takes them, in chunks."
-                    )
-                blocks.append(block)
-            self._samples += (np.concatenate(blocks),)
+            with TemporaryFile() as kept:
+                for block in file.blocks():
+                    if not self._listening:
+                        return
+                    left -= len(block)
+                    if left < 0:
+                        raise PromptTooLong(
+                            f"The recordings are longer than {LONGEST_SECONDS / 60:.0f} minutes, more than the model's "
+                            "context holds. /v1/audio/transcriptions takes them, in chunks."
+                        )
+                    kept.write(block)
+                kept.flush()
+                self._samples += (np.memmap(kept, np.float32, "r"),)
             self._gaps += file.gaps
 
     async def job(self, worker: Worker) -> Job:

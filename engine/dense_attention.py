@@ -15,6 +15,10 @@ from transformers.masking_utils import sdpa_mask
 
 DENSE = "dense"
 BLOCK = 2**21  # scores that are made at once, 4 MB: they stay in the cache
+LEAST_ROWS = 64  # positions that ask together, however much they see: products of fewer are slow
+# Positions by which what is seen grows at least, and most times that it does: oneDNN compiles a product for each shape
+# and keeps it.
+STRIDE, STRIDES = 128, 32
 HEADS = 4  # that are multiplied together; more leave room for fewer queries
 
 
@@ -35,23 +39,27 @@ def attend(
     queries = queries.reshape(-1, heads // keys.shape[1], positions, dim)  # the heads of a key head are its groups
     keys, values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
     outputs = torch.empty_like(queries)
-    at_once = max(1, BLOCK // (HEADS * queries.shape[1] * positions))
+    at_once = min(positions, max(LEAST_ROWS, BLOCK // (HEADS * queries.shape[1] * positions)))
+    stride = max(STRIDE, positions // STRIDES)
+    # One piece of memory for all blocks: of one for each, ever larger, the heap would keep the holes.
+    memory = queries.new_empty(2, min(HEADS, len(queries)) * queries.shape[1] * at_once * positions)
     for first in range(0, positions, at_once):
         rows = slice(first, min(first + at_once, positions))
-        seen = slice(rows.stop if causal else None)
-        later = _later(rows, queries) if causal else queries.new_zeros(1)
+        seen = slice(min(-(-rows.stop // stride) * stride, positions) if causal else positions)
+        later = _later(rows, seen.stop, queries) if causal else queries.new_zeros(1)
         for head in range(0, len(queries), HEADS):
             some = slice(head, head + HEADS)
             asked = queries[some, :, rows].flatten(1, 2)
-            scores = torch.baddbmm(later, asked, keys[some, :, seen], beta=float(causal), alpha=scaling)
-            found = torch.bmm(scores.softmax(-1), values[some, seen])
+            scores, shares = memory[:, : asked[..., 0].numel() * seen.stop].view(2, *asked.shape[:2], seen.stop)
+            torch.baddbmm(later, asked, keys[some, :, seen], beta=float(causal), alpha=scaling, out=scores)
+            found = torch.bmm(torch.softmax(scores, -1, out=shares), values[some, seen])
             outputs[some, :, rows] = found.unflatten(1, (queries.shape[1], -1))
     return outputs.view(batch, heads, positions, dim).transpose(1, 2)
 
 
-def _later(rows: slice, queries: torch.Tensor) -> torch.Tensor:
-    """(groups * rows, positions up to the last row): -inf where a position comes after the row's own, else 0."""
-    hidden = queries.new_full((rows.stop - rows.start, rows.stop), -torch.inf).triu_(rows.start + 1)
+def _later(rows: slice, seen: int, queries: torch.Tensor) -> torch.Tensor:
+    """(groups * rows, seen): -inf where a position comes after the row's own, else 0."""
+    hidden = queries.new_full((rows.stop - rows.start, seen), -torch.inf).triu_(rows.start + 1)
     return hidden.repeat(queries.shape[1], 1)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import psutil
 import torch
 
+from engine.pages import trim_heap
+
 CACHE_SHARE = 0.8  # of the memory that is free beside the weights; the rest is for what is computed
 
 
@@ -26,7 +28,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def release_unused(device: torch.device) -> None:
-    """Give back what torch keeps for its next tensors."""
+    """Give back what torch and the heap keep for what comes next."""
+    trim_heap()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -186,7 +186,7 @@ def _spell(
     places = (torch.from_numpy(part).to(logits.device) for part in (at, ids))
     values = logits[tuple(places)].cpu().numpy()
     near = values >= found[:, 1].numpy()[at] - MARGIN
-    for row in np.unique(at[near]).tolist():
+    for row in set(at[near].tolist()):
         own = near & (at == row)
         tokens[row] = _attempt(_spelled, samplers[row], ids[own], values[own], *found[row].tolist())
     for row in rows:

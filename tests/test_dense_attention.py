@@ -13,17 +13,21 @@ from engine import dense_attention
 
 @given(
     batch=st.integers(1, 2), key_heads=st.integers(1, 5), groups=st.integers(1, 4), positions=st.integers(1, 40),
-    causal=st.booleans(), block=st.sampled_from([1, 64, 2**21]),
+    causal=st.booleans(), block=st.sampled_from([1, 64, 2**21]), least=st.integers(1, 8), stride=st.integers(1, 20),
+    strides=st.integers(1, 8),
 )  # fmt: skip
 @torch.inference_mode()
-def test_blocks_of_any_size_see_what_pytorch_sees(causal: bool, block: int, **sizes: int) -> None:
+def test_blocks_of_any_size_see_what_pytorch_sees(
+    causal: bool, block: int, least: int, stride: int, strides: int, **sizes: int
+) -> None:
     """`sizes`: of the batch, key heads, the heads that share one, and positions."""
     torch.manual_seed(0)
     batch, key_heads, positions = sizes["batch"], sizes["key_heads"], sizes["positions"]
     heads = (key_heads * sizes["groups"], key_heads, key_heads)
     queries, keys, values = (torch.randn(batch, count, positions, 16).bfloat16() for count in heads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_attention, "BLOCK", block)
+        for name, value in (("BLOCK", block), ("LEAST_ROWS", least), ("STRIDE", stride), ("STRIDES", strides)):
+            patch.setattr(dense_attention, name, value)
         found = dense_attention.attend(queries, keys, values, 0.25, causal)
     exact = F.scaled_dot_product_attention(
         queries.float(), keys.float(), values.float(), is_causal=causal, scale=0.25, enable_gqa=True

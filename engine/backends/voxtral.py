@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from engine.devices import CACHE_SHARE, free_memory, release_unused, to_device
 from engine.features import WINDOW_SAMPLES, LogMel, window_count
 from engine.kv_cache import DecodeView, FixedKVCache, KernelView, KVCache, PrefillView, TextView
 from engine.loading import Placement, load_model, memory_bytes
-from engine.pages import trim_heap
 from engine.scheduler import Limits, Size
 from engine.steps import ExactSteps, GraphSteps, RoundedSteps, rounded
 from engine.tokenizer import VoxtralTokenizer
@@ -179,7 +179,6 @@ class VoxtralBackend:
     def close(self) -> None:
         del self._model, self._decoder, self._cache, self._steps, self._mel
         gc.collect()  # modules hold each other in cycles
-        trim_heap()
         release_unused(self._tensor_device)
 
     def _prompt_embeddings(self, jobs: Sequence[Job]) -> torch.Tensor:
@@ -206,8 +205,10 @@ class VoxtralBackend:
 
     def _listen(self, recordings: Sequence[np.ndarray]) -> torch.Tensor:
         """Audio embeddings (tokens, hidden) of recordings, each (n,), one after another."""
-        parts = torch.cat([self._mel(samples) for samples in recordings]).split(self._windows)
-        return torch.cat([self._model.get_audio_features(part, return_dict=True).pooler_output for part in parts])
+        windows, heard = chain.from_iterable(map(self._mel, recordings)), []
+        while part := [*islice(windows, self._windows)]:
+            heard.append(self._model.get_audio_features(torch.stack(part), return_dict=True).pooler_output)
+        return torch.cat(heard)
 
     def _decode_layers(
         self,

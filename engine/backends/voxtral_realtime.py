@@ -23,7 +23,6 @@ from engine.backends.base import LoadOptions
 from engine.devices import CACHE_SHARE, free_memory, release_unused, to_device
 from engine.features import StreamingMel
 from engine.loading import Placement, load_model, memory_bytes
-from engine.pages import trim_heap
 from engine.realtime_tokenizer import RealtimeTokenizer
 from engine.rolling import PACKED_SDPA, PackedForward, RollingCache, rotations
 from engine.scheduler import Limits
@@ -195,7 +194,6 @@ class RealtimeBackend:
         return stack.norm(hidden)
 
     def release_memory(self) -> None:
-        trim_heap()
         release_unused(self._tensor_device)
 
     def free_memory(self) -> int:
