@@ -15,20 +15,21 @@ class ChunkText:
     """Tokens to deltas. Tokens that repeat what stands before them are held back: once sent, text cannot be taken
     back, and they may be the beginning of a loop. After a long repeat nothing is told until all is known."""
 
-    def __init__(self, separate: bool) -> None:
-        """`separate`: text of another chunk stands before, put a space."""
+    def __init__(self, separate: bool, held: bool = False) -> None:
+        """`separate`: text of another chunk stands before, put a space. `held`: nothing is told before the end."""
         self.text = ""
         self.tokens: list[TextToken] = []
         self._read = 0  # tokens that have become text
         self._sent = 0  # tokens that have left with a delta
         self._separator = " " if separate else ""
+        self._held = held
         self._decoder, self._loops = TextDecoder(), LoopDetector()
 
     def add(self, token: TextToken) -> TextDelta | None:
         """What can be told now."""
         self.tokens.append(token)
         self._loops.add(token.id, token.bytes)
-        return None if self._loops.suspect or self.went_back else self._tell(len(self.tokens))
+        return None if self._held or self._loops.suspect or self.went_back else self._tell(len(self.tokens))
 
     @property
     def went_back(self) -> bool:

@@ -4,7 +4,7 @@ A decoding has failed when it looped, wrote more tokens than its audio can need,
 where the model was not sure of that. Then the audio is heard again in halves, and a half that fails in halves of its
 own, down to some seconds. There a stretch that stands twice is believed, and so is an end; the others are decoded with
 temperature. What fails to the end is kept as far as it is no repetition, and the segment says so. Of a decoding that
-failed some text may have left already; it stays, and the new text goes on behind it.
+failed some text may have left already, if it is streamed; it stays, and the new text goes on behind it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Asked:
     token_cap: Callable[[float], int]  # most tokens that so many seconds of audio can need
     timing: Timing = "chunks"
     aligner: Aligner | None = None  # what finds times, for texts that it covers; else the model's own attention
+    streamed: bool = True  # whether text leaves as it is decoded
+    begun: Callable[[], None] = lambda: None  # called when the model has written something of a chunk
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ class ChunkDecoding:
 
         Raises EngineError.
         """
-        text = ChunkText(separate)
+        text = ChunkText(separate, held=not self._asked.streamed)
         async for token in self._tokens():
+            self._asked.begun()
             if delta := text.add(token):
                 yield delta
         kept = [self._heard(text, is_whole=True)]

@@ -64,6 +64,7 @@ class TranscriptionRequest:
     max_tokens: int | None = None  # cap for each chunk, beside the cap by its length
     keywords: tuple[str, ...] = ()  # words to expect, spelled as they are to be written
     detection: Detection | None = None  # what counts as speech; None: AUTO
+    streamed: bool = True  # whether text is wanted as it is decoded; what is told may then not be taken back
     timing: Timing = "chunks"
 
 
@@ -161,20 +162,19 @@ class Transcription:
         self._shelf: Shelf | None = None
         self._decodings: list[ChunkDecoding | Replay] = []
         self._producer: asyncio.Task[None] | None = None
+        self._silent = False  # whether there is no text yet of what is to be told as a whole, in `events`
         self._closed = False
 
     async def events(self) -> AsyncGenerator[Event]:
         """TextDeltas and SegmentDones in the order of the audio, then Finished. Raises AudioError or EngineError."""
-        metrics, silent = self._transcriber.metrics, True
+        self._silent = True
         try:
             async with self._transcriber.use(self.model) as worker:
                 await self.begin(worker)
                 async with aclosing(self.heard()) as events:
                     async for event in events:
-                        if silent and isinstance(event, TextDelta):
-                            metrics.first_text.observe(time.monotonic() - self._started)
-                            self.progress.run()
-                            silent = False
+                        if isinstance(event, TextDelta):
+                            self._begun()
                         elif isinstance(event, Finished):
                             self._count(event.transcript)
                             self.progress.end("finished")
@@ -182,6 +182,13 @@ class Transcription:
         except Exception:
             self.progress.end("failed")
             raise
+
+    def _begun(self) -> None:
+        """There is text, of which a client that does not stream sees nothing yet."""
+        if self._silent:
+            self._transcriber.metrics.first_text.observe(time.monotonic() - self._started)
+            self.progress.run()
+        self._silent = False
 
     def _count(self, transcript: Transcript) -> None:
         metrics, seconds = self._transcriber.metrics, time.monotonic() - self._started
@@ -230,7 +237,8 @@ class Transcription:
         most = request.max_tokens or worker.backend.context_length
         job = Job(prompt, (), most, request.sampling, keywords=keywords, loops_end=True)
         aligner = await self._transcriber.aligner() if request.timing != "chunks" else None
-        return Asked(worker, self, job, self._settings.token_cap, request.timing, aligner)
+        cap = self._settings.token_cap
+        return Asked(worker, self, job, cap, request.timing, aligner, request.streamed, self._begun)
 
     def _open_shelf(self, asked: Asked) -> Shelf | None:
         """Finished chunks of such requests; None where none may be kept. What is drawn is drawn anew each time."""
@@ -240,7 +248,8 @@ class Transcription:
             return None
         model = (spec.id, spec.revision, self.model.fingerprint, asked.worker.backend.description)
         aligner = asked.aligner and asked.aligner.identity
-        about = (self._caller.key, model, request, asked.job.prompt, self._settings.tokens_per_second, aligner)
+        wanted = replace(request, streamed=True)
+        about = (self._caller.key, model, wanted, asked.job.prompt, self._settings.tokens_per_second, aligner)
         return Shelf(store, about, self._transcriber.metrics)
 
     async def _submit_chunks(self, asked: Asked, ready: Ready) -> None:

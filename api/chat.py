@@ -94,7 +94,12 @@ async def complete(request: Request) -> Response:
     if in_chunks:
         instructed = None if means_transcription(asked) else spoken_in(conversation, language)
         to_write = TranscriptionRequest(
-            language, instructed, body.sampling, max_tokens=body.token_limit, keywords=keywords
+            language,
+            instructed,
+            body.sampling,
+            max_tokens=body.token_limit,
+            keywords=keywords,
+            streamed=bool(body.stream),
         )
         transcription = await service.open(request, model, to_write, files[0])
         events, close = _answered(transcription.events()), transcription.close

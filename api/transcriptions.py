@@ -196,6 +196,7 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
         keywords=_keywords(values),
         detection=_detection(values),
         timing=_timing(granularities, response_format, stream),
+        streamed=stream,
     )
     shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), granularities)
     return AudioCall(response_format, stream, shape, request)

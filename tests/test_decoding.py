@@ -65,6 +65,7 @@ def tell(
     separate: bool = False,
     timing: Timing = "chunks",
     aligner: ScriptedAligner | Aligner | None = None,
+    streamed: bool = True,
     **asked: object,
 ) -> Told:
     """The events of a chunk in which `words` or the first `seconds` WORDS are spoken, one each second."""
@@ -75,7 +76,7 @@ def tell(
     job = replace(Job(prompt, (), backend.context_length, Sampling(), loops_end=True), **asked)
 
     async def events() -> Told:
-        all_asked = Asked(worker, "test", job, Settings().token_cap, timing, aligner)
+        all_asked = Asked(worker, "test", job, Settings().token_cap, timing, aligner, streamed)
         decoding = ChunkDecoding(all_asked, Chunk(0, 0, samples))
         *deltas, done = [event async for event in decoding.events(separate)]
         return Told(deltas, done.segment, backend.jobs)
@@ -234,6 +235,25 @@ def test_texts_that_share_no_word_are_not_glued_together() -> None:
     assert told.text.split()[0] == "stop"
     assert told.text.endswith(" ".join(WORDS[:60]))
     assert set(told.text.split()) <= {*WORDS}
+
+
+def test_where_nothing_has_left_a_second_hearing_takes_the_place_of_the_first() -> None:
+    def mishears(job: Job) -> str:
+        return "stop" + " play" * ROUNDS
+
+    script = longer_than(40, mishears)
+    whole, streamed = (tell(script, streamed=streamed) for streamed in (False, True))
+    assert (whole.text, len(whole.deltas)) == (" ".join(WORDS[:60]), 1)
+    assert streamed.text.endswith(whole.text) and streamed.text.startswith("stop")
+
+
+def test_what_does_not_leave_as_it_is_decoded_is_the_same_text() -> None:
+    def hear(streamed: bool) -> Told:
+        return tell(lambda job: " ".join(words_in(job.audio[0])), streamed=streamed, separate=True)
+
+    whole, streamed = hear(False), hear(True)
+    assert (len(whole.deltas), len(streamed.deltas) > 30) == (1, True)
+    assert (whole.text, whole.segment.tokens) == (streamed.text, streamed.segment.tokens)
 
 
 def test_a_stretch_that_is_told_twice_is_heard_again_before_it_leaves() -> None:
