@@ -37,6 +37,7 @@ ALTERNATIVES = 5  # that the server tells at most
 OF_STREAMS = {"delay_ms": "--delay", "interval_ms": "--interval"}
 # Behind the last sample, so that the last turn ends as every other one does. What the commit ends then is silence.
 END_SECONDS = 1.0
+LATE_SECONDS = 5.0  # by which the text of a turn follows its end before that is said, and said again
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class _Sender(threading.Thread):
         super().__init__(daemon=True)
         self.error: Exception | None = None
         self.commits = False
+        self._sent = 0  # samples
         self._source, self._socket, self._meter = source, socket, meter
         self._bar = meter.add_task("", total=-SILENCE_DB, state="listening", level=SILENCE_DB)
 
@@ -107,6 +109,11 @@ class _Sender(threading.Thread):
     def _send(self, samples: np.ndarray) -> None:
         audio = base64.b64encode(samples.astype("<i2").tobytes()).decode()
         self._socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+        self._sent += len(samples)
+
+    def seconds_since(self, ms: int) -> float:
+        """Spoken since then; 0 for a source that waits for the server, and so is never ahead of it by much."""
+        return self._sent / self._source.rate - ms / 1000 if self._source.live else 0.0
 
 
 class _Talk:
@@ -115,7 +122,8 @@ class _Talk:
     def __init__(self, socket: ClientConnection, alternatives: float | None, screen: Screen) -> None:
         self.over = self.lost = False
         self._socket, self._alternatives, self._screen = socket, alternatives, screen
-        self._turns: set[str] = set()  # that pauses have ended; the other one is what the end has
+        self._turns: dict[str, int] = {}  # ends of those that pauses have ended, in ms; what is left is the last
+        self._behind = 0.0  # seconds, as last said
         self._last: str | None = None
 
     def _events(self) -> Iterator[dict[str, Any]]:
@@ -141,7 +149,7 @@ class _Talk:
         for event in self._events():
             kind, item = event["type"], event.get("item_id")
             if kind == "input_audio_buffer.speech_stopped":
-                self._turns.add(item)
+                self._turns[item] = event["audio_end_ms"]
             elif kind == "input_audio_buffer.committed" and sender.commits and item not in self._turns:
                 self._last = item
             elif kind == f"{ITEM}.delta":
@@ -152,9 +160,16 @@ class _Talk:
                     self.lost = True
                 for warning in event.get("warnings", ()):
                     self._screen.warn(f"{warning['start']:.1f} to {warning['end']:.1f} s: {warning['message']}")
-                self._turns.discard(item)
+                self._say_if_late(sender.seconds_since(self._turns.pop(item)) if item in self._turns else 0.0)
                 self.over = item == self._last
                 return
+
+    def _say_if_late(self, behind: float) -> None:
+        if behind < LATE_SECONDS:
+            self._behind = 0.0
+        elif behind > self._behind + LATE_SECONDS:
+            self._behind = behind
+            self._screen.warn(f"the server is {behind:.0f} s behind; it hears more at once to catch up")
 
 
 def shown(delta: dict[str, Any], share: float) -> str:

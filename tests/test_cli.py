@@ -280,6 +280,20 @@ def test_live_a_turn_that_fails_is_told_and_is_not_the_last(capsys: pytest.Captu
     ]  # fmt: skip
 
 
+def test_live_a_server_that_falls_behind_is_said_until_it_has_caught_up(capsys: pytest.CaptureFixture[str]) -> None:
+    item, ends = "conversation.item.input_audio_transcription", (1, 4, 20, 29, 42, 50)
+    events: list[dict[str, object]] = []
+    for number, end in enumerate(ends):
+        turn = {"item_id": str(number)}
+        events += [{"type": "input_audio_buffer.speech_stopped", "audio_end_ms": 1000 * end, **turn}]
+        events += [{"type": f"{item}.completed", **turn}]
+    talk = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=False))
+    for spoken in (2, 12, 30, 45, 43, 56):
+        sender = SimpleNamespace(commits=False, seconds_since=lambda ms, spoken=spoken: spoken - ms / 1000)
+        assert "".join(talk.line(sender)) == ""
+    assert re.findall(r"(\d+) s behind", capsys.readouterr().err) == ["8", "16", "6"]
+
+
 def scored(token: bytes, share: float = 0.6, *top: tuple[bytes, float]) -> dict[str, object]:
     def entry(data: bytes, of: float) -> dict[str, object]:
         return {"token": data.decode(errors="replace"), "bytes": [*data], "logprob": math.log(of)}

@@ -65,10 +65,11 @@ def tell(
     separate: bool = False,
     timing: Timing = "chunks",
     aligner: ScriptedAligner | Aligner | None = None,
-    streamed: bool = True,
     **asked: object,
 ) -> Told:
-    """The events of a chunk in which `words` or the first `seconds` WORDS are spoken, one each second."""
+    """The events of a chunk in which `words` or the first `seconds` WORDS are spoken, one each second. `asked`: of the
+    job, and whether it is `streamed`."""
+    streamed = bool(asked.pop("streamed", True))
     samples = spoken(words or WORDS[:seconds])
     backend = ScriptedBackend(script)
     worker = Worker(backend)
@@ -244,7 +245,8 @@ def test_where_nothing_has_left_a_second_hearing_takes_the_place_of_the_first() 
     script = longer_than(40, mishears)
     whole, streamed = (tell(script, streamed=streamed) for streamed in (False, True))
     assert (whole.text, len(whole.deltas)) == (" ".join(WORDS[:60]), 1)
-    assert streamed.text.endswith(whole.text) and streamed.text.startswith("stop")
+    assert streamed.text.startswith("stop")
+    assert streamed.text.endswith(whole.text)
 
 
 def test_what_does_not_leave_as_it_is_decoded_is_the_same_text() -> None:
