@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -75,6 +76,15 @@ def describe(error: Exception) -> ApiError:
             return DESCRIPTIONS[kind](error)
     log.error("unforeseen error", exc_info=error)
     return ApiError(500, "The server failed on this request; its log says why.", code="internal_error")
+
+
+@contextmanager
+def about_prompt() -> Iterator[None]:
+    """Of a conversation that was made from the field `prompt`, what is wrong with it is told of that field."""
+    try:
+        yield
+    except (PromptInvalid, PromptTooLong) as error:
+        raise ApiError(400, str(error), param="prompt", code=describe(error).code) from None
 
 
 def _retry(status: int, message: str, code: str, seconds: int) -> ApiError:

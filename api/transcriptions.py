@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,21 +12,20 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 import languages
-from api import fields
+from api import fields, schemas
 from api.dialects import speaks_mistral
-from api.errors import ApiError, describe, invalid, unsupported
+from api.errors import ApiError, about_prompt, invalid, unsupported
 from api.formats import FORMATS, Shape, Task, written
 from api.keywords import named_words, prompted_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
-from api.schemas import Transcription, VerboseTranscription
 from api.service import AdmittedRoute, service_of
 from api.times import Granularity
 from api.transcription_wire import WARNINGS_HEADER, mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
-from engine.core import PromptInvalid, PromptTooLong, Sampling
+from engine.core import Sampling
 from instructions import prompted_transcription, says_no_more, translation
-from transcriber import TranscriptionRequest
-from transcript import Conversation, fold
+from transcriber import Transcription, TranscriptionRequest
+from transcript import Conversation, Event, fold
 from voice_activity import Detection
 from word_times import Timing
 
@@ -124,8 +124,8 @@ def audio_route(**more_fields: dict[str, Any]) -> dict[str, Any]:
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
         "responses": answers(
-            Transcription,
-            VerboseTranscription,
+            schemas.Transcription,
+            schemas.VerboseTranscription,
             refused=(404, 408, 413, 415, 503),
             headers={
                 WARNINGS_HEADER: "where the text may not be whole: JSON of the first of `warnings`, if there are any"
@@ -160,11 +160,9 @@ async def answer_audio(request: Request, task: Task) -> Response:
             raise unsupported("chunking_strategy", "This server does not look for speech. Leave chunking_strategy out.")
         model = service.model(call.shape.model)
         file = await service.recording(values)
-    try:
+    with about_prompt():
         transcription = await service.open(request, model, call.request, file)
-    except (PromptInvalid, PromptTooLong) as error:
-        raise ApiError(400, str(error), param="prompt", code=describe(error).code) from None
-    events, close, progress = transcription.events(), transcription.close, transcription.progress
+    events, close, progress = _events(transcription), transcription.close, transcription.progress
     if not call.stream:
         shape = replace(call.shape, subtitles=service.subtitle_limits)
         shaped = partial(written, response_format=call.response_format, shape=shape)
@@ -174,6 +172,14 @@ async def answer_audio(request: Request, task: Task) -> Response:
         return service.stream(frames, close, mistral_error, progress)
     frames = openai_frames(events, call.shape.logprobs, call.shape.granularities)
     return service.stream(frames, close, progress=progress)
+
+
+async def _events(transcription: Transcription) -> AsyncGenerator[Event]:
+    """A model that was not loaded yet finds only now what is wrong with the prompt."""
+    with about_prompt():
+        async with aclosing(transcription.events()) as events:
+            async for event in events:
+                yield event
 
 
 def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
