@@ -225,7 +225,7 @@ def _mono(frames: list[AudioFrame]) -> np.ndarray:
     else:
         interleaved = np.concatenate([np.frombuffer(p[0], dtype, n * channels) for p, n in planes])
         parts = list(interleaved.reshape(-1, channels).T)
-    total = parts[0].astype(np.float32, copy=False)
+    total = np.ascontiguousarray(parts[0], np.float32)
     for part in parts[1:]:
         total += part
     if zero:

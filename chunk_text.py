@@ -21,6 +21,7 @@ class ChunkText:
         self.tokens: list[TextToken] = []
         self._read = 0  # tokens that have become text
         self._sent = 0  # tokens that have left with a delta
+        self.mixed = False  # of a first decoding, as far as it was told, and a second one
         self._separator = " " if separate else ""
         self._held = held
         self._decoder, self._loops = TextDecoder(), LoopDetector()
@@ -46,6 +47,7 @@ class ChunkText:
         for repeats of a loop that are part of it."""
         ends = word_ends(self.tokens[: max(self._read, self.sound)])
         kept = next((end for end in ends if end >= self._read), 0) if self._read else 0
+        self.mixed = self._read > 0
         del self.tokens[kept:]
         self.tokens = joined([self.tokens, second[goes_on(self.tokens, second) :]])
 

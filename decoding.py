@@ -49,7 +49,7 @@ class Asked:
     timing: Timing = "chunks"
     aligner: Aligner | None = None  # what finds times, for texts that it covers; else the model's own attention
     streamed: bool = True  # whether text leaves as it is decoded
-    begun: Callable[[], None] = lambda: None  # called when the model has written something of a chunk
+    begun: Callable[[], None] = lambda: None  # called where nothing leaves yet, when there is some of a chunk
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class ChunkDecoding:
         """
         text = ChunkText(separate, held=not self._asked.streamed)
         async for token in self._tokens():
-            self._asked.begun()
+            if not self._asked.streamed:
+                self._asked.begun()
             if delta := text.add(token):
                 yield delta
         kept = [self._heard(text, is_whole=True)]
@@ -103,7 +104,7 @@ class ChunkDecoding:
         lapses += ["length"] * too_long + ["untimed"] * (timed and not places)
         segment = self._segment(text, kept, tuple(dict.fromkeys(lapses)))
         for part in timed_segments(segment, places[: len(text.tokens)], self.chunk) if places else [segment]:
-            yield SegmentDone(part)
+            yield SegmentDone(part, text.mixed)
 
     async def _hear_again(self, samples: np.ndarray, failed: _Heard) -> list[_Heard]:
         """What is heard in the pieces of audio that failed as a whole."""

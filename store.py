@@ -158,7 +158,8 @@ class Shelf:
     """The store as one request sees it: chunks with its key, its model and its options. Reads and writes in threads."""
 
     def __init__(self, store: ChunkStore, about: tuple[object, ...], metrics: Metrics) -> None:
-        """`about`: everything but the chunk that its text follows from; their `repr` tells them apart."""
+        """`about`: everything but the chunk that its text follows from; their `repr` tells them apart. A text that
+        would be another one if it were not streamed is not kept."""
         self._store, self._about, self._metrics = store, about, metrics
 
     async def find(self, chunk: Chunk) -> Replay | None:
@@ -169,17 +170,18 @@ class Shelf:
     async def keep(
         self, chunk: Chunk, events: AsyncGenerator[TextDelta | SegmentDone], separate: bool
     ) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """The events of a chunk, which are kept once all have gone. A text that is not whole is not kept: the next
-        request is to try again."""
-        text, segments = "", []
+        """The events of a chunk, which are kept once all have gone. A text that is not whole or mixed is not kept: the
+        next request is to try again."""
+        text, segments, mixed = "", [], False
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, TextDelta):
                     text += event.text
                 else:
                     segments.append(event.segment)
+                    mixed |= event.mixed
                 yield event
-        if not any(segment.lapses for segment in segments):
+        if not mixed and not any(segment.lapses for segment in segments):
             content = StoredChunk(text[1:] if separate else text, tuple(segments))
             await asyncio.to_thread(lambda: self._store.save(self._key(chunk), content))
 

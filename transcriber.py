@@ -248,8 +248,8 @@ class Transcription:
             return None
         model = (spec.id, spec.revision, self.model.fingerprint, asked.worker.backend.description)
         aligner = asked.aligner and asked.aligner.identity
-        wanted = replace(request, streamed=True)
-        about = (self._caller.key, model, wanted, asked.job.prompt, self._settings.tokens_per_second, aligner)
+        same_text = replace(request, streamed=True)
+        about = (self._caller.key, model, same_text, asked.job.prompt, self._settings.tokens_per_second, aligner)
         return Shelf(store, about, self._transcriber.metrics)
 
     async def _submit_chunks(self, asked: Asked, ready: Ready) -> None:

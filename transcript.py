@@ -160,6 +160,7 @@ class TextDelta:
 @dataclass(frozen=True)
 class SegmentDone:
     segment: Segment
+    mixed: bool = False  # the text is that of two hearings, because some of the first had left already
 
 
 @dataclass(frozen=True)

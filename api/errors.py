@@ -79,12 +79,12 @@ def describe(error: Exception) -> ApiError:
 
 
 @contextmanager
-def about_prompt() -> Iterator[None]:
-    """Of a conversation that was made from the field `prompt`, what is wrong with it is told of that field."""
+def about(param: str) -> Iterator[None]:
+    """What is wrong with a conversation is told of the field that it was made for."""
     try:
         yield
     except (PromptInvalid, PromptTooLong) as error:
-        raise ApiError(400, str(error), param="prompt", code=describe(error).code) from None
+        raise ApiError(400, str(error), param=param, code=describe(error).code) from None
 
 
 def _retry(status: int, message: str, code: str, seconds: int) -> ApiError:

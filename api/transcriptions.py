@@ -14,7 +14,7 @@ from starlette.responses import Response
 import languages
 from api import fields, schemas
 from api.dialects import speaks_mistral
-from api.errors import ApiError, about_prompt, invalid, unsupported
+from api.errors import ApiError, about, invalid, unsupported
 from api.formats import FORMATS, Shape, Task, written
 from api.keywords import named_words, prompted_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
@@ -160,9 +160,10 @@ async def answer_audio(request: Request, task: Task) -> Response:
             raise unsupported("chunking_strategy", "This server does not look for speech. Leave chunking_strategy out.")
         model = service.model(call.shape.model)
         file = await service.recording(values)
-    with about_prompt():
+    param = "prompt" if values.get("prompt") else "model"
+    with about(param):
         transcription = await service.open(request, model, call.request, file)
-    events, close, progress = _events(transcription), transcription.close, transcription.progress
+    events, close, progress = _events(transcription, param), transcription.close, transcription.progress
     if not call.stream:
         shape = replace(call.shape, subtitles=service.subtitle_limits)
         shaped = partial(written, response_format=call.response_format, shape=shape)
@@ -174,9 +175,9 @@ async def answer_audio(request: Request, task: Task) -> Response:
     return service.stream(frames, close, progress=progress)
 
 
-async def _events(transcription: Transcription) -> AsyncGenerator[Event]:
-    """A model that was not loaded yet finds only now what is wrong with the prompt."""
-    with about_prompt():
+async def _events(transcription: Transcription, param: str) -> AsyncGenerator[Event]:
+    """A model that was not loaded yet finds only now what it cannot be told with `param`."""
+    with about(param):
         async with aclosing(transcription.events()) as events:
             async for event in events:
                 yield event

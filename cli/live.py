@@ -122,7 +122,7 @@ class _Talk:
     def __init__(self, socket: ClientConnection, alternatives: float | None, screen: Screen) -> None:
         self.over = self.lost = False
         self._socket, self._alternatives, self._screen = socket, alternatives, screen
-        self._turns: dict[str, int] = {}  # ends of those that pauses have ended, in ms; what is left is the last
+        self._turns: dict[str, int] = {}  # ends in ms of those that a pause has ended; the end has the other one
         self._behind = 0.0  # seconds, as last said
         self._last: str | None = None
 
@@ -169,7 +169,7 @@ class _Talk:
             self._behind = 0.0
         elif behind > self._behind + LATE_SECONDS:
             self._behind = behind
-            self._screen.warn(f"the server is {behind:.0f} s behind; it hears more at once to catch up")
+            self._screen.warn(f"the text is {behind:.0f} s behind; the server hears more at once to catch up")
 
 
 def shown(delta: dict[str, Any], share: float) -> str:

@@ -57,7 +57,7 @@ class LogMel:
     def __call__(self, samples: np.ndarray) -> Iterator[torch.Tensor]:
         """Windows (bins, frames) of samples (n,), float32 at 16 kHz, one after another: an hour of audio may lie on
         disk and be more than memory should hold. So its spectrum is computed twice, first for how loud it is, unless
-        it has no more windows than chunks have."""
+        it is no longer than usual chunks."""
         count = window_count(len(samples))
         window = lru_cache(KEPT_WINDOWS)(partial(self._window, samples))
         loudest = torch.stack([window(i).max() for i in range(count)]).max()

@@ -22,13 +22,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.progress import Progress
 from typer.testing import CliRunner, Result
 
 from api.realtime_openai import OpenAIDialect
 from cli import listening
 from cli.app import app
 from cli.client import Recording, Wanted
-from cli.live import Live, _Talk, shown
+from cli.live import Live, _Sender, _Talk, shown
 from cli.recordings import wav_header
 from cli.screen import Screen
 from cli.utterances import FRAME_MS, Utterances
@@ -281,17 +282,21 @@ def test_live_a_turn_that_fails_is_told_and_is_not_the_last(capsys: pytest.Captu
 
 
 def test_live_a_server_that_falls_behind_is_said_until_it_has_caught_up(capsys: pytest.CaptureFixture[str]) -> None:
-    item, ends = "conversation.item.input_audio_transcription", (1, 4, 20, 29, 42, 50)
+    item, ends = "conversation.item.input_audio_transcription", (1, 4, 20, 29, 45, 50)
     events: list[dict[str, object]] = []
     for number, end in enumerate(ends):
         turn = {"item_id": str(number)}
         events += [{"type": "input_audio_buffer.speech_stopped", "audio_end_ms": 1000 * end, **turn}]
         events += [{"type": f"{item}.completed", **turn}]
     talk = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=False))
-    for spoken in (2, 12, 30, 45, 43, 56):
-        sender = SimpleNamespace(commits=False, seconds_since=lambda ms, spoken=spoken: spoken - ms / 1000)
+    source, socket = SimpleNamespace(rate=8000, live=True), SimpleNamespace(send=lambda message: None)
+    sender = _Sender(source, socket, Progress(disable=True))
+    for spoken in (2, 10, 18, 15, 3, 8):  # since the text before
+        sender._send(np.zeros(8000 * spoken, np.int16))
         assert "".join(talk.line(sender)) == ""
     assert re.findall(r"(\d+) s behind", capsys.readouterr().err) == ["8", "16", "6"]
+    source.live = False
+    assert sender.seconds_since(1000) == 0
 
 
 def scored(token: bytes, share: float = 0.6, *top: tuple[bytes, float]) -> dict[str, object]:

@@ -38,6 +38,8 @@ ROUNDS = 60
 class Told:
     deltas: list[TextDelta]
     segment: Segment
+    mixed: bool
+    begun: int  # how often it was said before anything was told
     jobs: list[Job]
 
     @property
@@ -77,10 +79,13 @@ def tell(
     job = replace(Job(prompt, (), backend.context_length, Sampling(), loops_end=True), **asked)
 
     async def events() -> Told:
-        all_asked = Asked(worker, "test", job, Settings().token_cap, timing, aligner, streamed)
+        begun: list[None] = []
+        all_asked = Asked(
+            worker, "test", job, Settings().token_cap, timing, aligner, streamed, begun=lambda: begun.append(None)
+        )
         decoding = ChunkDecoding(all_asked, Chunk(0, 0, samples))
         *deltas, done = [event async for event in decoding.events(separate)]
-        return Told(deltas, done.segment, backend.jobs)
+        return Told(deltas, done.segment, done.mixed, len(begun), backend.jobs)
 
     try:
         told = asyncio.run(events())
@@ -245,6 +250,7 @@ def test_where_nothing_has_left_a_second_hearing_takes_the_place_of_the_first() 
     script = longer_than(40, mishears)
     whole, streamed = (tell(script, streamed=streamed) for streamed in (False, True))
     assert (whole.text, len(whole.deltas)) == (" ".join(WORDS[:60]), 1)
+    assert (whole.mixed, streamed.mixed) == (False, True)
     assert streamed.text.startswith("stop")
     assert streamed.text.endswith(whole.text)
 
@@ -255,6 +261,7 @@ def test_what_does_not_leave_as_it_is_decoded_is_the_same_text() -> None:
 
     whole, streamed = hear(False), hear(True)
     assert (len(whole.deltas), len(streamed.deltas) > 30) == (1, True)
+    assert (whole.begun, streamed.begun) == (60, 0)
     assert (whole.text, whole.segment.tokens) == (streamed.text, streamed.segment.tokens)
 
 

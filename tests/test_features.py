@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -43,3 +45,11 @@ def test_the_spectrogram_is_that_of_transformers(log_mel: LogMel, length: int, l
     windows = torch.stack([*log_mel(samples.astype(np.float32))])
     assert windows.shape == (window_count(length), 128, 3000)
     torch.testing.assert_close(windows.transpose(0, 1).flatten(1), official(samples), rtol=0, atol=1e-5)
+
+
+def test_samples_on_disk_are_read_window_by_window(log_mel: LogMel, tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).standard_normal(3 * WINDOW_SAMPLES, np.float32)
+    (tmp_path / "samples").write_bytes(samples)
+    mapped = np.memmap(tmp_path / "samples", np.float32, "r")
+    for window, same in zip(log_mel(mapped), log_mel(samples), strict=True):
+        assert torch.equal(window, same)

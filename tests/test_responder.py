@@ -23,7 +23,7 @@ from engine.core import Sampling, Token
 from engine.tokenizer import VoxtralTokenizer
 from responder import AnswerRequest, Responder
 from tests.serving import Server
-from tests.speech import clip
+from tests.speech import clip, wav
 from transcript import Conversation, Usage
 
 MODEL = "whisper-1"
@@ -54,6 +54,16 @@ def client(server: Server) -> Iterator[OpenAI]:
 
 def ask(server: Server, messages: list[dict[str, Any]], **fields: Any) -> httpx.Response:
     return server.client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, **fields})
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT", "DOUBLE"])
+def test_a_question_may_be_about_stereo_of_any_samples(server: Server, subtype: str) -> None:
+    """At the model's rate, where nothing is resampled."""
+    stereo = np.stack([SPOKEN.samples()] * 2, axis=1)
+    data = base64.b64encode(wav(stereo, subtype=subtype)).decode()
+    audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    answer = ask(server, [{"role": "user", "content": [audio, QUESTION]}], max_tokens=2)
+    assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 2)
 
 
 def test_transcripts_tell_the_likeliest_tokens_too(client: OpenAI) -> None:

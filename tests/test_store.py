@@ -280,6 +280,19 @@ async def test_a_text_that_is_not_whole_is_not_kept(file: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_text_of_two_hearings_is_not_kept(file: Path) -> None:
+    """It goes on behind what had left; a request that does not stream shall have the second hearing alone."""
+    shelf = Shelf(opened(file), ABOUT, Metrics())
+
+    async def events() -> AsyncGenerator[TextDelta | SegmentDone]:
+        yield TextDelta("grüße", TOKENS)
+        yield SegmentDone(SEGMENT, mixed=True)
+
+    assert [event async for event in shelf.keep(CHUNK, events(), separate=False)]
+    assert await shelf.find(CHUNK) is None
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("separate", [False, True])
 async def test_a_kept_chunk_has_the_events_that_it_had(file: Path, separate: bool) -> None:
     """In whatever pieces they came, and whatever stood before it when it came first."""
