@@ -5,8 +5,9 @@
 espeak-ng says words in many voices, with pauses from 0.05 to 8 s between utterances, so that every word and its time is
 known. Any server with OpenAI's API will do. Words are lost, replaced, doubled (a stretch of text that stands twice in a
 row) or else invented; all of that is wrong. A seam is where this repository's chunking cuts, in chunks of at most
-`--chunk` seconds: give the server's own AUDIO_CHUNK_SIZE_SECONDS. Few words stand near seams, so what is said of them
-wants several rounds, whose recordings are counted together. Spellings that sound alike count as equal.
+`--chunk` seconds: give the server's own AUDIO_CHUNK_SIZE_SECONDS. A word that no chunk has whole is torn, whatever the
+model makes of it. Few words stand near seams, so what is said of them wants several rounds, whose recordings are
+counted together. Spellings that sound alike count as equal.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import soundfile as sf
 from rapidfuzz.distance import Levenshtein
 
 from bench.peers import table
-from chunking import speech_chunks
+from chunking import Chunk, speech_chunks
 from tools.demo_speech import (
     FULL_SCALE,
     SAMPLE_RATE,
@@ -44,6 +45,7 @@ PAUSES = (0.05, 8.0)  # seconds; as many short ones as long ones, on a logarithm
 QUIET_PEAK = 0.02
 NOISE = 10 ** (-30 / 20)  # root mean square, of the speech's peak
 NEAR_MS = 1000  # of a seam
+WHOLE = 0.95  # of a word's energy
 NUMERALS = dict(
     zip(
         [*map(str, range(13)), "20", "30", "40", "50", "100"],
@@ -52,7 +54,7 @@ NUMERALS = dict(
     )
 )
 HEADS = (
-    "recording", "minutes", "words", "wrong, %", "near a seam: of", "wrong, %", "lost", "doubled",
+    "recording", "minutes", "words", "torn", "wrong, %", "near a seam: of", "wrong, %", "lost", "doubled",
     "elsewhere: wrong, %", "lost", "doubled", "invented", "start off, ms: median", "95 %",
 )  # fmt: skip
 
@@ -115,11 +117,28 @@ def normal(word: str) -> str:
     return NUMERALS.get(word) or SOUND_ALIKES.get(word, word)
 
 
-def seams(recording: Recording, chunk_seconds: float) -> list[tuple[float, float]]:
-    """Milliseconds between which each cut lies: the end of speech before it and the start after it."""
+def chunks_of(recording: Recording, chunk_seconds: float) -> list[Chunk]:
     blocks = np.array_split(recording.samples, len(recording.samples) // SAMPLE_RATE + 1)
-    speech = [chunk.speech_ms() for chunk in speech_chunks(blocks, chunk_seconds, AUTO)]
+    return list(speech_chunks(blocks, chunk_seconds, AUTO))
+
+
+def seams(chunks: list[Chunk]) -> list[tuple[float, float]]:
+    """Milliseconds between which each cut lies: the end of speech before it and the start after it."""
+    speech = [chunk.speech_ms() for chunk in chunks]
     return [(before[1], after[0]) for before, after in pairwise(speech)]
+
+
+def torn(recording: Recording, chunks: list[Chunk]) -> int:
+    """How many words no chunk has nearly whole, because of a cut or because a part was not taken for speech.
+
+    No model has a say in it: what is wrong with the other words near a cut is what a model mishears.
+    """
+    sound = np.append(0.0, np.cumsum(np.square(recording.samples, dtype=np.float64)))
+    starts, ends = np.array([(span.start, span.end) for chunk in chunks for span in chunk.regions]).T
+    first, last = np.array(recording.spans).T[..., None]
+    begins = np.clip(starts, first, last)  # (words, spans of speech)
+    shares = (sound[np.clip(ends, begins, last)] - sound[begins]) / (sound[last] - sound[first])
+    return int((shares.max(axis=1) < WHOLE).sum())
 
 
 @dataclass
@@ -139,6 +158,7 @@ class Counts:
 class Judgement:
     near: Counts = field(default_factory=Counts)  # a seam
     elsewhere: Counts = field(default_factory=Counts)
+    torn: int = 0  # words
     invented: int = 0
     late_ms: list[float] = field(default_factory=list)  # by which the start of a right word is off, without sign
 
@@ -170,7 +190,7 @@ class Judgement:
         wrong = sum(counts.wrong + counts.doubled for counts in (self.near, self.elsewhere)) + self.invented
         off = [float(np.quantile(self.late_ms, share)) for share in (0.5, 0.95)] if self.late_ms else ["", ""]
         near = (self.near.words, *self.near.row())
-        return (words, _percent(wrong, words), *near, *self.elsewhere.row(), self.invented, *off)
+        return (words, self.torn, _percent(wrong, words), *near, *self.elsewhere.row(), self.invented, *off)
 
 
 def _stands_twice(words: list[str], start: int, end: int) -> bool:
@@ -189,8 +209,9 @@ def measure(args: argparse.Namespace, bank: list[Utterance]) -> str:
     with httpx.Client(base_url=args.server, timeout=7200) as client:
         for seed in range(args.seed, args.seed + args.rounds):
             for name, recording in recordings(bank, args.minutes, args.long, seed):
-                heard = hear(client, args.model, recording)
-                judged[name].add(recording, heard, seams(recording, args.chunk))
+                heard, chunks = hear(client, args.model, recording), chunks_of(recording, args.chunk)
+                judged[name].add(recording, heard, seams(chunks))
+                judged[name].torn += torn(recording, chunks) if recording.words else 0
                 minutes[name] += len(recording.samples) / SAMPLE_RATE / 60
     return table(HEADS, [(name, minutes[name], *judgement.row()) for name, judgement in judged.items()])
 

@@ -25,12 +25,14 @@ from bench import (
     throughput,
 )
 from bench.peers import arguments, numbers
+from chunking import Chunk
 from config import DEMO_ALIGNER, DEMO_MODEL
 from engine.backends import load_aligner, load_backend
 from engine.backends.base import LoadOptions
 from tests.serving import Server
-from tests.speech import clips_of
+from tests.speech import SAMPLE_RATE, clips_of
 from tools.demo_speech import Recording, Utterance
+from voice_activity import Span
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -102,9 +104,23 @@ def test_quality_has_a_row_for_each_recording(server: Server) -> None:
     assert [row[0].split(",")[0] for row in spoken] == ["plain", "quiet", "noisy", "long"]
     for row in spoken:
         assert float(row[2]) >= 20
-        assert float(row[3]) < 25
-    assert nobody[2:4] == ["0", ""]
-    assert nobody[11] == "0"
+        assert float(row[3]) < 10  # some of these words are said to be where there is a pause
+        assert float(row[4]) < 25
+    assert nobody[2:5] == ["0", "0", ""]
+    assert nobody[12] == "0"
+
+
+def test_quality_says_how_many_words_no_chunk_has_whole() -> None:
+    samples = np.full(6 * SAMPLE_RATE, 0.1, np.float32)
+    recording = Recording(samples, tuple("abcdef"), tuple((i * SAMPLE_RATE, (i + 1) * SAMPLE_RATE) for i in range(6)))
+
+    def chunk(*seconds: tuple[float, float]) -> Chunk:
+        spans = [Span(*(int(second * SAMPLE_RATE) for second in (a, b, a, b))) for a, b in seconds]
+        return Chunk(0, 0, samples, tuple(spans))
+
+    assert quality.torn(recording, [chunk((0, 2.02)), chunk((2.02, 6))]) == 0
+    assert quality.torn(recording, [chunk((0, 1.5)), chunk((1.5, 6))]) == 1
+    assert quality.torn(recording, [chunk((0.2, 1.5)), chunk((1.5, 3), (3, 4), (4.9, 5.9))]) == 4
 
 
 def test_quality_tells_what_is_wrong_with_a_word() -> None:
@@ -118,8 +134,8 @@ def test_quality_tells_what_is_wrong_with_a_word() -> None:
         judgement.add(recording, quality.Heard(words, starts), cuts=[(6900.0, 7100.0)])
     assert judgement.near == quality.Counts(words=8, wrong=4, lost=2, doubled=0)
     assert judgement.elsewhere == quality.Counts(words=10, wrong=0, lost=0, doubled=4)
-    count, wrong, *_, invented, median, most = judgement.row()
-    assert (count, round(wrong, 1), invented) == (18, round(500 / 9, 1), 2)
+    count, torn, wrong, *_, invented, median, most = judgement.row()
+    assert (count, torn, round(wrong, 1), invented) == (18, 0, round(500 / 9, 1), 2)
     assert median == 0
     assert most == 80
 
