@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from statistics import median, quantiles
 
@@ -12,9 +13,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.serving import Server
+from tests.serving import DEMOS, Server
 from tests.sockets import Socket, pieces, socket
-from tests.speech import Clip, assert_heard, clip, clips_of, word_error_rate
+from tests.speech import SOUND_ALIKES, Clip, assert_heard, clip, clips_of, word_error_rate, word_errors
 
 MODEL = "voxtral-mini-4b-realtime"
 ADDRESS = f"/v1/audio/transcriptions/realtime?model={MODEL}"
@@ -92,6 +93,15 @@ def test_a_recording_streams(server: Server) -> None:
         events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
     assert len([event for event in events if event["type"] == "transcript.text.delta"]) > 2
     assert_heard(spoken.words, events[-1]["text"])
+
+
+def test_what_follows_a_word_decides_its_spelling_if_the_delay_is_long_enough_to_hear_it(server: Server) -> None:
+    spoken = clip("what_follows")
+    with ThreadPoolExecutor(3) as threads:
+        texts = [*threads.map(partial(written, server, spoken.samples()), (80, 480, 2400))]
+    shortest, usual, longest = (word_errors(spoken.words, text, SOUND_ALIKES) for text in texts)
+    assert max(usual, longest) < shortest / 2
+    assert max(usual, longest) <= 0.03 * len(spoken.words.split())
 
 
 def test_where_nobody_speaks_nothing_is_written(server: Server) -> None:
@@ -172,3 +182,11 @@ def test_most_steps_are_guessed_and_the_guesses_are_right(server: Server) -> Non
 def test_it_answers_to_the_names_of_what_it_stands_for(server: Server, name: str) -> None:
     assert server.client.get(f"/v1/models/{name}").json()["id"] in (name, "voxtral-demo-realtime")
     assert_heard(clip("voice_en-us").words, transcribe(server, clip("voice_en-us"), model=name)["text"])
+
+
+def test_a_prompt_that_only_a_loaded_model_can_refuse_is_named_too() -> None:
+    with Server("--demo") as server:
+        assert not any(m["id"] == DEMOS[1] and m["loaded"] for m in server.client.get("/v1/models").json()["data"])
+        form = {"model": MODEL, "prompt": "Somebody counts to two."}
+        refused = server.client.post("/v1/audio/transcriptions", data=form, files={"file": SPOKEN[0].data})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")

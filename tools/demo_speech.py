@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,14 +30,19 @@ SPELLING = (
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike oscar papa quebec romeo sierra "
     "tango uniform victor whiskey xray yankee zulu"
 )
+FUNCTION_WORDS = "the and in on at from with is are was my your"
 EVERYDAY = (
-    "the and in on at from with is are was my your house water river mountain garden window music paper table doctor "
-    "morning evening open close send call play stop start meeting right"
+    f"{FUNCTION_WORDS} house water river mountain garden window music paper table doctor morning evening open close "
+    "send call play stop start meeting right"
 )
 # Spellings that sound like a word above. espeak-ng is given the common one, so the sound is the same; the label is the
 # rare spelling in RARE_SPELLING of the cases. A model can therefore only prefer the common spelling, never know.
 SOUND_ALIKES = {"grey": "gray", "to": "two", "for": "four", "ate": "eight", "write": "right"}
 RARE_SPELLING = 0.2
+# Sounds that are something done where a function word or a time follows ("read the paper", "won on monday"), and else a
+# number or a colour. The realtime model hears what follows only if its delay is long enough.
+DONE = {"one": "won", "red": "read", "blue": "blew"}
+AFTER_DONE = frozenset(" ".join([FUNCTION_WORDS, DAYS, MONTHS]).split())
 SPOKEN_WORDS = " ".join([DIGITS, DAYS, MONTHS, COLOURS, SPELLING, EVERYDAY]).split()
 
 TRAINED_VOICES = (
@@ -113,10 +119,24 @@ def load_bank(path: Path, count: int, voices: tuple[str, ...], seed: int) -> lis
     return pickle.loads(path.read_bytes())
 
 
-def spell(words: tuple[str, ...], rng: random.Random) -> list[str]:
+def spell(words: Sequence[str], rng: random.Random) -> list[str]:
     """`words` as they are written, now and then a sound-alike the rare way."""
     rare = {common: other for other, common in SOUND_ALIKES.items()}
     return [rare[w] if w in rare and rng.random() < RARE_SPELLING else w for w in words]
+
+
+def spell_by_what_follows(recording: Recording) -> list[str]:
+    """The words of `recording`, those of `DONE` as what follows without a pause decides."""
+    words = list(recording.words)
+    for i, ((_, end), (start, _)) in enumerate(pairwise(recording.spans)):
+        if end == start and words[i + 1] in AFTER_DONE:
+            words[i] = DONE.get(words[i], words[i])
+    return words
+
+
+def decided_by_what_follows(bank: list[Utterance]) -> list[Utterance]:
+    """The utterances of `bank` in which a word of `DONE` is spoken."""
+    return [utterance for utterance in bank if DONE.keys() & set(utterance.words)]
 
 
 def coloured_noise(n: int, rng: np.random.Generator) -> np.ndarray:

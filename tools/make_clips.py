@@ -9,13 +9,29 @@ from __future__ import annotations
 
 import argparse
 import json
-from itertools import pairwise
+import random
+from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 
-from tools.demo_speech import SAMPLE_RATE, TRAINED_VOICES, UNHEARD_VOICES, Arranger, Recording, make_bank, speak
+from tools.demo_speech import (
+    AFTER_DONE,
+    DONE,
+    EVERYDAY,
+    FUNCTION_WORDS,
+    SAMPLE_RATE,
+    SPELLING,
+    TRAINED_VOICES,
+    UNHEARD_VOICES,
+    Arranger,
+    Recording,
+    make_bank,
+    speak,
+    spell_by_what_follows,
+)
 
 BANK_SEED, ARRANGEMENT_SEED = 4, 40
 
@@ -50,7 +66,23 @@ def clips() -> list[tuple[str, str, Recording]]:
         samples = spoken.samples.astype(np.float32) / 32767
         spans = tuple(pairwise((*spoken.starts, len(samples))))
         made.append((f"sounds_like_{common}", "sound-alike", Recording(samples, words, spans)))
+    made.append(("what_follows", "what follows", what_follows()))
     return made
+
+
+def what_follows() -> Recording:
+    """Sounds whose spelling the next word decides, half of them either way, and the words as they are to be written."""
+    parts, words, spans, position = [], [], [], 0
+    rng, names, things = random.Random(BANK_SEED), SPELLING.split(), EVERYDAY.split()[len(FUNCTION_WORDS.split()) :]
+    for number, (common, after) in enumerate(product(DONE, 9 * (sorted(AFTER_DONE), things))):
+        phrase = (rng.choice(names), common, rng.choice(after), rng.choice(names))
+        spoken = speak(phrase, TRAINED_VOICES[number % len(TRAINED_VOICES)], 150, 50)
+        parts += [spoken.samples.astype(np.float32) / 32767, np.zeros(SAMPLE_RATE // 2, np.float32)]
+        words += spoken.words
+        spans += pairwise([position + start for start in (*spoken.starts, len(spoken.samples))])
+        position += len(parts[-2]) + len(parts[-1])
+    recording = Recording(np.concatenate(parts), tuple(words), tuple(spans))
+    return replace(recording, words=tuple(spell_by_what_follows(recording)))
 
 
 def main() -> None:

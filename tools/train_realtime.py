@@ -37,7 +37,15 @@ from transformers import (
 from tools import training
 from tools.demo_checkpoint import BOS
 from tools.demo_labels import WORD_CLASSES, words_at
-from tools.demo_speech import SAMPLE_RATE, Arranger, Recording, spell
+from tools.demo_speech import (
+    DONE,
+    SAMPLE_RATE,
+    Arranger,
+    Recording,
+    decided_by_what_follows,
+    spell,
+    spell_by_what_follows,
+)
 from tools.realtime_checkpoint import (
     BUFFER_TOKENS,
     LEFT_PAD_TOKENS,
@@ -61,6 +69,8 @@ HEARD_AFTER, KNOWN_AFTER = 3, 2  # tokens after which encoder and decoder must n
 LETTER_AFTER, NO_LETTER = 1, 26  # ... and the encoder its letter
 NOT_ASKED = -100  # class that cross entropy leaves out
 LOUDNESS = ((-30.0, -14.0), (-20.0, 0.0), (-14.0, 0.0))  # peaks in dB of full scale
+# Times as often come utterances in which a word is spelled by what follows, and as much counts what it begins with.
+OFTEN, MUCH = 10, 3.0
 WRONG = (0.0, 0.0, 0.05, 0.15)  # shares of the written words that are replaced, for the model will make mistakes
 
 
@@ -118,6 +128,7 @@ class Trainer:
         groups = [{"params": list(model.parameters()), "scale": 1.0}, {"params": heads, "scale": 4.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
         self.average = training.Average(model)
+        self.decided = torch.tensor([self._ids(f" {word}")[0] for word in (*DONE, *DONE.values())])
 
     def batch(self, size: int, seconds: float) -> Batch:
         recordings = [self.arranger.training_recording(seconds) for _ in range(size)]
@@ -127,7 +138,7 @@ class Trainer:
         written = torch.full((size, positions + 1), STREAMING_PAD)
         written[:, 0] = BOS
         for row, recording, delay in zip(written, recordings, delays.tolist(), strict=True):
-            ids = [self._ids(f" {word}") for word in spell(recording.words, self.rng)]
+            ids = [self._ids(f" {word}") for word in spell(spell_by_what_follows(recording), self.rng)]
             late = self.rng.choices([*LATE], [*LATE.values()], k=len(ids))
             said = row[LEFT_PAD_TOKENS + delay + 1 :]
             said.copy_(torch.tensor(written_tokens(recording, ids, late, len(said))))
@@ -162,8 +173,8 @@ class Trainer:
         losses = F.cross_entropy(self.model.lm_head(hidden).transpose(1, 2), batch.written[:, 1:], reduction="none")
         writes, pads = torch.arange(inputs.shape[1]) >= batch.firsts[:, None], batch.written[:, 1:] == STREAMING_PAD
         # A pad is the likeliest token everywhere, and most are easy: told apart, the two show what is learnt.
-        words = writes & ~pads
-        text, silence = losses[words].sum() / words.sum().clamp(min=1), losses[writes & pads].mean()
+        words = (writes & ~pads) * torch.where(torch.isin(batch.written[:, 1:], self.decided), MUCH, 1.0)
+        text, silence = (losses * words).sum() / words.sum().clamp(min=1), losses[writes & pads].mean()
         heard = torch.full_like(batch.firsts, LEFT_PAD_TOKENS + HEARD_AFTER)
         hearing = self._naming(self.encoder_head, audio, batch.recordings, heard)
         knowing = self._naming(self.decoder_head, hidden, batch.recordings, batch.firsts + KNOWN_AFTER)
@@ -232,7 +243,9 @@ def main() -> None:
     else:
         lend_ears(model, VoxtralForConditionalGeneration.from_pretrained(args.ears, dtype=torch.float32))
     tokenizer = Tekkenizer.from_file(args.out / "tekken.json")
-    trainer = Trainer(model, tokenizer, Arranger(bank, args.seed, LOUDNESS))
+    trainer = Trainer(
+        model, tokenizer, Arranger(bank + (OFTEN - 1) * decided_by_what_follows(bank), args.seed, LOUDNESS)
+    )
     training.announce(model, args)
     train(trainer, True, args.hearing_steps, args.peak, args.out)
     train(trainer, False, args.steps, args.peak, args.out)
