@@ -47,7 +47,7 @@ def test_the_spectrogram_is_that_of_transformers(log_mel: LogMel, length: int, l
     torch.testing.assert_close(windows.transpose(0, 1).flatten(1), official(samples), rtol=0, atol=1e-5)
 
 
-def test_samples_on_disk_are_read_window_by_window(log_mel: LogMel, tmp_path: Path) -> None:
+def test_samples_on_disk_are_heard_as_those_in_memory(log_mel: LogMel, tmp_path: Path) -> None:
     samples = np.random.default_rng(0).standard_normal(3 * WINDOW_SAMPLES, np.float32)
     (tmp_path / "samples").write_bytes(samples)
     mapped = np.memmap(tmp_path / "samples", np.float32, "r")
