@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import groupby
 
@@ -11,8 +13,10 @@ import torch
 
 from config import DEMO_MODEL
 from engine.core import Job
+from engine.live_worker import LiveWorker
 from engine.scheduler import Limits, Size
 from engine.tokenizer import VoxtralTokenizer
+from engine.worker import Worker
 from tests.speech import SAMPLE_RATE
 
 LOGIT = 12.0  # of the scripted token; all others have 0
@@ -38,6 +42,23 @@ def words_in(samples: np.ndarray) -> list[str]:
     """The WORDS whose level lasts for half a second or more."""
     runs = ((number, len([*run])) for number, run in groupby(np.round(samples * 100).astype(int).tolist()))
     return [WORDS[number - 1] for number, length in runs if number and length >= SAMPLE_RATE // 2]
+
+
+@contextmanager
+def held(worker: Worker | LiveWorker) -> Iterator[None]:
+    """What is sent to an idle worker meanwhile reaches it at once, however long the sending takes."""
+    go, handle = threading.Event(), worker._handle
+
+    def wait_and_handle(*message: object) -> None:
+        go.wait()
+        handle(*message)
+
+    worker._handle = wait_and_handle
+    worker.cancel(None)  # of no stream: the idle thread has looked up what it calls with the next message
+    try:
+        yield
+    finally:
+        go.set()
 
 
 @cache

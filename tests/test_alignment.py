@@ -27,6 +27,7 @@ from engine.core import Job, Sampling
 from engine.job_stream import JobStream
 from engine.native import supported
 from engine.worker import Worker
+from tests.scripted import held
 from tests.speech import clip
 
 NAMES = ("voice_en-us", "short_0", "dense_0", "gain-20", "voice_en-gb", "sparse_0", "voice_en-us+m1", "short_1")
@@ -246,8 +247,9 @@ async def test_between_two_steps_running_jobs_wait_for_one_pass_at_most(
     for name in ("prefill", "decode", "align"):
         method = getattr(backend, name)
         monkeypatch.setattr(backend, name, lambda *a, name=name, method=method: (calls.append(name), method(*a))[1])
-    long = worker.submit(job(backend, "dense_0"), "long")
-    short = [worker.submit(job(backend, "short_0"), i) for i in range(10)]
+    with held(worker):
+        long = worker.submit(job(backend, "dense_0"), "long")
+        short = [worker.submit(job(backend, "short_0"), i) for i in range(10)]
     await asyncio.gather(*map(ended, short))
     assert calls.count("align") == 10
     assert all("decode" in pair for pair in pairwise(calls))
@@ -277,7 +279,8 @@ async def test_a_job_that_leaves_while_it_waits_is_not_aligned(worker: Worker, m
     """Two copies end in the same step; while the first is aligned the second one is cancelled."""
     backend, align, aligned = worker.backend, worker.backend.align, []
     monkeypatch.setattr(backend, "align", lambda *a: (aligned.append(a[0]), second.cancel(), align(*a))[2])
-    first, second = (worker.submit(job(backend, "short_0"), "test") for _ in range(2))
+    with held(worker):
+        first, second = (worker.submit(job(backend, "short_0"), "test") for _ in range(2))
     await ended(first)
     assert await ended(worker.submit(job(backend, "short_1"), "test"))
     assert not any(each is second.job for each in aligned)

@@ -34,7 +34,7 @@ from engine.tokenizer import TextDecoder
 from engine.worker import Worker
 from instructions import instructed
 from tests.graphs import stand_in_for_cuda_graphs
-from tests.scripted import ScriptedBackend
+from tests.scripted import ScriptedBackend, held
 from tests.speech import assert_heard, clip
 
 pytestmark = pytest.mark.anyio
@@ -140,7 +140,8 @@ async def test_greedy_tokens_equal_generate_in_batches_of_mixed_lengths(
 
 
 async def assert_heard_as_expected(worker: Worker, expected: dict[str, list[int]], names: tuple[str, ...]) -> None:
-    streams = [worker.submit(job(worker, name), "test") for name in names]
+    with held(worker):
+        streams = [worker.submit(job(worker, name), "test") for name in names]
     heard = await asyncio.gather(*map(tokens_of, streams))
     assert dict(zip(names, heard, strict=True)) == {name: expected[name] for name in names}
 
@@ -277,12 +278,27 @@ async def test_a_cancelled_job_gives_its_row_back(worker: Worker) -> None:
     assert (worker.running, worker.waiting) == (0, 0)
 
 
-async def test_a_short_request_does_not_wait_for_all_chunks_of_a_long_one(worker: Worker) -> None:
-    chunks = [worker.submit(job(worker, "sparse_0"), "the long one") for _ in range(24)]
-    await anext(chunks[7])  # all rows are taken
+async def test_a_short_request_does_not_wait_for_all_chunks_of_a_long_one(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, prefilled = worker.backend.prefill, []
+    rows_are_taken, short_has_come = threading.Event(), threading.Event()
+
+    def noting(jobs: list[Job], row: int) -> torch.Tensor:
+        prefilled.extend(jobs)
+        if len(prefilled) == 8:
+            rows_are_taken.set()
+            assert short_has_come.wait(20)
+        return prefill(jobs, row)
+
+    monkeypatch.setattr(worker.backend, "prefill", noting)
+    with held(worker):
+        chunks = [worker.submit(job(worker, "sparse_0"), "the long one") for _ in range(24)]
+    await asyncio.to_thread(rows_are_taken.wait)
     short = worker.submit(job(worker, "short_0"), "the short one")
+    short_has_come.set()
     assert await tokens_of(short)
-    assert sum(chunk.done is not None or not chunk.arrived.empty() for chunk in chunks) <= 16
+    assert prefilled[8] is short.job
     for chunk in chunks:
         chunk.cancel()
 
@@ -339,19 +355,12 @@ async def test_what_one_job_asks_for_cannot_fail_its_neighbours(monkeypatch: pyt
         return choose(sampler, *args)
 
     monkeypatch.setattr(Sampler, "choose", failing)
-    backend, submitted = ScriptedBackend(lambda job: "alpha bravo charlie delta"), threading.Event()
-    prefill = backend.prefill
-
-    def prefill_when_all_are_there(jobs: list[Job], row: int) -> torch.Tensor:
-        assert submitted.wait(20)  # or the first may have ended before the last one comes
-        return prefill(jobs, row)
-
-    monkeypatch.setattr(backend, "prefill", prefill_when_all_are_there)
+    backend = ScriptedBackend(lambda job: "alpha bravo charlie delta")
     with running(backend) as worker:
         # One fails in the middle of its text, one at its first token.
         wishes = (Sampling(1.0, seed=7), Sampling(1.0, top_k=1), Sampling(1.0, seed=7))
-        failed, good, failed_at_once = [worker.submit(scripted_job(backend, wish), "test") for wish in wishes]
-        submitted.set()
+        with held(worker):
+            failed, good, failed_at_once = [worker.submit(scripted_job(backend, wish), "test") for wish in wishes]
         for stream in (failed, failed_at_once):
             with pytest.raises(JobFailed, match="nothing to choose from"):
                 await asyncio.wait_for(tokens_of(stream), 20)
@@ -416,7 +425,8 @@ async def test_a_device_that_is_gone_ends_the_thread_and_not_only_the_job_that_m
     monkeypatch.setattr(backend, call, gone)
     with running(backend) as worker:
         timed = replace(scripted_job(backend, Sampling()), timed=lambda text: True)
-        streams = [worker.submit(timed, "test") for _ in range(3)]
+        with held(worker):
+            streams = [worker.submit(timed, "test") for _ in range(3)]
         for stream in streams:
             with pytest.raises(EngineStopped):
                 await asyncio.wait_for(tokens_of(stream), 20)
@@ -442,11 +452,8 @@ async def test_a_dead_thread_ends_every_job_and_takes_no_more(worker: Worker, mo
         raise SystemError("the worker dies here")
 
     monkeypatch.setattr(worker.backend, "move_row", die)
-    jobs = (
-        job(worker, "short_0"),
-        job(worker, "minute"),
-    )  # made first, or the short one may end before the long one comes
-    short, long = [worker.submit(each, "test") for each in jobs]
+    with held(worker):
+        short, long = [worker.submit(job(worker, name), "test") for name in ("short_0", "minute")]
     with pytest.raises(EngineStopped):
         await tokens_of(long)
     assert isinstance(await anext(short), Token)
@@ -470,8 +477,8 @@ async def test_cancelled_jobs_do_not_keep_a_dead_thread_from_ending_the_others()
 
     backend = Dying(script)
     worker = Worker(backend)
-    for _ in range(4):
-        streams.append(worker.submit(scripted_job(backend, Sampling()), "test"))
+    with held(worker):
+        streams += [worker.submit(scripted_job(backend, Sampling()), "test") for _ in range(4)]
     for stream in streams[2:]:
         with pytest.raises(EngineStopped):
             await asyncio.wait_for(tokens_of(stream), 20)

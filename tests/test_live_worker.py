@@ -22,6 +22,7 @@ from engine.live_worker import LEAST_PORTION, LiveWorker
 from engine.realtime_tokenizer import RealtimeTokenizer
 from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Limits
+from tests.scripted import held
 from tools.realtime_checkpoint import write_files
 
 pytestmark = pytest.mark.anyio
@@ -198,10 +199,11 @@ async def test_sessions_that_fall_behind_take_several_steps_in_a_tick_however_ma
     tokenizer: RealtimeTokenizer,
 ) -> None:
     with running(tokenizer, []) as worker:
-        streams = [worker.open(LiveOptions()) for _ in range(20)]
-        for stream in streams:
-            stream.feed(silence(40))
-            stream.finish()
+        with held(worker):
+            streams = [worker.open(LiveOptions()) for _ in range(20)]
+            for stream in streams:
+                stream.feed(silence(40))
+                stream.finish()
         for stream in streams:
             assert [item async for item in stream] == []
         assert worker.backend.portions.count(LEAST_PORTION) > 100
@@ -333,9 +335,10 @@ async def test_a_choice_that_fails_in_company_is_made_alone(
     failed: list[int] = []
     monkeypatch.setattr(live_worker, "choose_tokens", short_of_memory)
     with running(tokenizer, word(tokenizer, "alpha")) as worker:
-        good, bad = worker.open(LiveOptions()), worker.open(LiveOptions(top_logprobs=1))
-        for stream in (good, bad, good):
-            stream.feed(silence(100))
+        with held(worker):
+            good, bad = worker.open(LiveOptions()), worker.open(LiveOptions(top_logprobs=1))
+            for stream in (good, bad, good):
+                stream.feed(silence(100))
         assert len(await until_flushed(good)) == 1
         with pytest.raises(JobFailed, match="out of memory"):
             await anext(bad)
@@ -364,8 +367,10 @@ async def test_fewer_recordings_are_heard_at_once_beside_sessions_but_always_one
 ) -> None:
     monkeypatch.setattr(ScriptedModel, "most_streams", most)
     with running(tokenizer, []) as worker:
-        worker.open(LiveOptions())
-        for stream in [worker.submit(job(tokenizer, seconds=20), i) for i in range(4)]:
+        with held(worker):
+            worker.open(LiveOptions())
+            streams = [worker.submit(job(tokenizer, seconds=20), i) for i in range(4)]
+        for stream in streams:
             assert [token async for token in stream] == []
         assert max(worker.backend.together) == together
 
@@ -388,7 +393,8 @@ async def test_a_cancelled_session_leaves_nothing_behind(tokenizer: RealtimeToke
 async def test_a_dead_thread_ends_every_session_and_takes_no_more(tokenizer: RealtimeTokenizer) -> None:
     with running(tokenizer, []) as worker:
         worker.backend.keep = None
-        streams = [worker.open(LiveOptions()), worker.submit(job(tokenizer), "test"), worker.open(LiveOptions())]
+        with held(worker):
+            streams = [worker.open(LiveOptions()), worker.submit(job(tokenizer), "test"), worker.open(LiveOptions())]
         streams[0].feed(silence(4))
         for stream in streams:
             with pytest.raises(EngineStopped):
