@@ -8,8 +8,9 @@ docs/decisions/012-keywords.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import exp
 
 import numpy as np
 
@@ -81,21 +82,20 @@ class KeywordBias:
         return np.concatenate(places) if places else NOTHING
 
     @staticmethod
-    def raised(best: int, ids: np.ndarray, logits: np.ndarray, highest: float, total: float) -> np.ndarray:
-        """Bool (ids,): which candidates get BOOST, by their logits, that of the likeliest token, and the logsumexp of
-        all."""
-        near = logits >= highest - MARGIN
-        pairs = np.exp(logits - total) + np.exp(highest - total)
-        near &= (ids == best) | (pairs >= ONLY_SPELLING)
-        return near & (near & (ids != best)).any()
+    def raised(best: int, near: Mapping[int, float], highest: float, total: float) -> list[int]:
+        """Which candidates get BOOST, of those that are `near`: within MARGIN, with their logits. `highest` is the
+        logit of the likeliest token, `total` the logsumexp of all."""
+        sure = exp(highest - total)
+        found = [token for token, logit in near.items() if token == best or exp(logit - total) + sure >= ONLY_SPELLING]
+        return found if found != [best] else []
 
-    def spelled(self, best: int, ids: np.ndarray, logits: np.ndarray, highest: float, total: float) -> int:
+    def spelled(self, best: int, near: Mapping[int, float], highest: float, total: float) -> int:
         """The token that is the likeliest when the candidates have been raised; arguments as of `raised`."""
-        raised = self.raised(best, ids, logits, highest, total)
-        if not raised.any() or (raised & (ids == best)).any():
+        raised = self.raised(best, near, highest, total)
+        if not raised or best in raised:
             return best
-        first = int(np.where(raised, logits, -np.inf).argmax())
-        return int(ids[first]) if logits[first] + BOOST > highest else best
+        first = max(raised, key=near.__getitem__)
+        return first if near[first] + BOOST > highest else best
 
     def accept(self, token: int) -> None:
         """The text went on with `token`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,9 +72,10 @@ class Sampler:
         """Ids of tokens that may be written in the place of the likeliest one, where this `spells`."""
         return NOTHING if likeliest in self._silent else self._keywords.candidates(likeliest)
 
-    def spell(self, likeliest: int, ids: np.ndarray, logits: np.ndarray, highest: float, total: float) -> int:
-        """The likeliest token or one of its candidates `ids`, by their logits, the highest one and the logsumexp."""
-        return self._keywords.spelled(likeliest, ids, logits, highest, total)
+    def spell(self, likeliest: int, near: Mapping[int, float], highest: float, total: float) -> int:
+        """The likeliest token or one of its candidates, by the logits of those within MARGIN, the highest one and the
+        logsumexp."""
+        return self._keywords.spelled(likeliest, near, highest, total)
 
     def wrote(self, token: int) -> None:
         """`token` was chosen by `spell`, or without it because no candidate came near."""
@@ -98,12 +99,13 @@ class Sampler:
         best = int(logits.argmax())
         if best in self._silent:  # the doubt is whether there is text
             return logits
-        ids, values = keywords.candidates(best), logits.numpy()
-        raised = keywords.raised(best, ids, values[ids], values[best], float(total))
-        if not raised.any():
-            return logits
-        logits = logits.clone()
-        logits[torch.from_numpy(ids[raised])] += BOOST
+        ids = keywords.candidates(best)
+        values, highest = logits.numpy()[ids], float(logits[best])
+        close = values >= highest - MARGIN
+        near = dict(zip(ids[close].tolist(), values[close].tolist(), strict=True))
+        if raised := keywords.raised(best, near, highest, float(total)):
+            logits = logits.clone()
+            logits[raised] += BOOST
         return logits
 
     def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
@@ -185,20 +187,19 @@ def _spell(
     at, ids = np.repeat(rows, [len(candidates) for candidates in asked]), np.concatenate(asked)
     places = (torch.from_numpy(part).to(logits.device) for part in (at, ids))
     values = logits[tuple(places)].cpu().numpy()
-    near = values >= found[:, 1].numpy()[at] - MARGIN
-    for row in set(at[near].tolist()):
-        own = near & (at == row)
-        tokens[row] = _attempt(_spelled, samplers[row], ids[own], values[own], *found[row].tolist())
+    near: dict[int, dict[int, float]] = {}
+    for place in np.flatnonzero(values >= found[:, 1].numpy()[at] - MARGIN):
+        near.setdefault(int(at[place]), {})[int(ids[place])] = float(values[place])
+    for row, own in near.items():
+        tokens[row] = _attempt(_spelled, samplers[row], own, *found[row].tolist())
     for row in rows:
         if isinstance(token := tokens[row], Token):
             samplers[row].wrote(token.id)
 
 
-def _spelled(
-    sampler: Sampler, ids: np.ndarray, logits: np.ndarray, likeliest: float, highest: float, total: float
-) -> Token:
-    token = sampler.spell(int(likeliest), ids, logits, highest, total)
-    return Token(token, (highest if token == likeliest else float(logits[ids == token][0])) - total)
+def _spelled(sampler: Sampler, near: Mapping[int, float], likeliest: float, highest: float, total: float) -> Token:
+    token = sampler.spell(int(likeliest), near, highest, total)
+    return Token(token, (highest if token == likeliest else near[token]) - total)
 
 
 def _token(logits: torch.Tensor, total: torch.Tensor, sampler: Sampler) -> Token:

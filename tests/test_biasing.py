@@ -41,8 +41,8 @@ def raised(tree: KeywordTree, text: list[int], logits: list[float]) -> set[int]:
         bias.accept(token)
     values = np.array(logits, np.float32)
     best, total = int(values.argmax()), float(np.logaddexp.reduce(values))
-    ids = bias.candidates(best)
-    return set(ids[bias.raised(best, ids, values[ids], values[best], total)].tolist())
+    near = {token: logits[token] for token in bias.candidates(best).tolist() if values[token] >= max(values) - MARGIN}
+    return set(bias.raised(best, near, max(logits), total))
 
 
 @given(WORDS, st.lists(TOKENS, max_size=8), TOKENS)
