@@ -28,13 +28,20 @@ LIVE_BATCH = 2 * FRAME  # likewise while somebody speaks: 64 ms, which cost 0.5 
 STATE = (1, 1, 128)  # of each of the LSTM's two memories
 
 # Below a peak of about 0.02 the network grows deaf, so quiet recordings are made louder for it. Noise it knows at any
-# level. The gain falls at once when it grows loud and rises slowly, lest pauses be pumped up.
+# level. The gain falls at once when it grows loud and rises in some seconds: sooner, and pauses would be pumped up;
+# later, and who speaks quietly after somebody loud would not be heard.
 HEARD_PEAK = 0.5
 MOST_GAIN = 50.0
-LEVEL_KEPT = 0.8 ** (1 / 32)  # of the loudest peak so far, from one frame to the next: 2 dB a second
+LEVEL_KEPT = 0.5 ** (FRAME / SAMPLE_RATE)  # of the loudest peak so far, from one frame to the next: 6 dB a second
 
 HYSTERESIS = 0.15  # speech goes on until its probability has fallen this far below the threshold
 LEAST_RELEASE = 0.01  # but not so far that nothing ends it
+
+# Frames of speech that a span must have, half a second; or an eighth, if one of them is surely speech. The blips that
+# music makes are short and not that sure, words are one or the other (docs/decisions/013-voice-activity.md).
+LEAST_FRAMES, LEAST_SURE_FRAMES = 16, 4
+SURE = 0.98
+TOGETHER = SAMPLE_RATE // 2  # samples of silence up to which spans are judged as one, however short a pause ends them
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,8 @@ class Tracker:
         self.position = position  # up to where samples are judged
         self._ended = position  # where the last span ended
         self.open: Span | None = None  # the span that goes on; its `end` is how far it has come
+        self._frames, self._surest = 0, 0.0  # of what is judged together: that reach the threshold; the highest of all
+        self._spoken = position  # where speech was last
 
     @property
     def earliest(self) -> int:
@@ -139,10 +148,9 @@ class Tracker:
         for probability in probabilities.tolist():
             begins, self.position = self.position, self.position + FRAME
             if probability >= (self._release if self.open else self._threshold):
-                span = self.open or Span(max(begins - self._prefix, self._ended), 0, begins, 0)
-                self.open = Span(span.start, self.position, span.first, self.position)
+                self._speak(begins, probability)
             elif self.open and self.position - self.open.last >= self._silence:
-                yield self._close(self.open.last + self._silence)
+                yield from self._close_if_speech(self.open.last + self._silence)
             elif self.open:
                 self.open = Span(self.open.start, self.position, self.open.first, self.open.last)
 
@@ -150,15 +158,30 @@ class Tracker:
         """The last spans of a recording of `total` samples, of which the last frame may have fewer."""
         spans = [*self.add(probabilities)]
         if self.open:
-            spans.append(self._close(self.open.last + self._silence))
+            spans += self._close_if_speech(self.open.last + self._silence)
         for span in spans:
             yield replace(span, end=min(span.end, total), last=min(span.last, total))
 
     def cut(self, at: int) -> Iterator[Span]:
-        """The span that goes on ends at `at`, which was not judged yet; none begins before."""
+        """The span that goes on ends at `at`, which was not judged yet; none begins before. It may be short: whoever
+        cuts says that there is something."""
         if self.open:
             yield self._close(at)
         self._ended = at
+
+    def _speak(self, begins: int, probability: float) -> None:
+        if not self.open and begins - self._spoken > TOGETHER:
+            self._frames, self._surest = 0, 0.0
+        span = self.open or Span(max(begins - self._prefix, self._ended), 0, begins, 0)
+        self.open = Span(span.start, self.position, span.first, self.position)
+        self._spoken = self.position
+        self._frames += probability >= self._threshold
+        self._surest = max(self._surest, probability)
+
+    def _close_if_speech(self, end: int) -> Iterator[Span]:
+        if self._frames >= (LEAST_SURE_FRAMES if self._surest >= SURE else LEAST_FRAMES):
+            yield self._close(end)
+        self.open = None
 
     def _close(self, end: int) -> Span:
         assert self.open

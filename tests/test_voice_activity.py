@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from chunking import speech_chunks
 from tests.serving import ROOT
 from tests.speech import SAMPLE_RATE, clip, clips_of
-from voice_activity import BATCH, FRAME, Detection, Listener, Span, Tracker
+from voice_activity import BATCH, FRAME, LEAST_FRAMES, SURE, Detection, Listener, Span, Tracker
 
 SECOND = SAMPLE_RATE
 PROBABILITIES = st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.6, 1.0]), max_size=120)
+LASTING = st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.6, 1.0]), max_size=20).map(
+    lambda levels: [level for level in levels for _ in range(LEAST_FRAMES)]
+)
 
 
 def spans_of(probabilities: list[float], detection: Detection, total: int | None = None) -> list[Span]:
@@ -29,7 +32,7 @@ def spans_of(probabilities: list[float], detection: Detection, total: int | None
 
 
 @given(
-    probabilities=PROBABILITIES,
+    probabilities=LASTING,
     threshold=st.floats(0, 1),
     prefix=st.integers(0, 2000),
     silence=st.integers(0, 2000),
@@ -53,7 +56,7 @@ def test_every_frame_of_speech_is_in_one_span_with_its_padding(
 
 
 def test_a_span_ends_after_silence_and_not_within_a_short_pause() -> None:
-    frames = [0.0] * 20 + [0.9] * 10 + [0.0] * 5 + [0.9] * 10 + [0.0] * 20
+    frames = [0.0] * 20 + [1.0] * 10 + [0.0] * 5 + [1.0] * 10 + [0.0] * 20
     (whole,) = spans_of(frames, Detection())
     assert (whole.first, whole.last) == (20 * FRAME, 45 * FRAME)
     assert (whole.first - whole.start, whole.end - whole.last) == (4800, 3200)
@@ -62,9 +65,31 @@ def test_a_span_ends_after_silence_and_not_within_a_short_pause() -> None:
 
 
 def test_speech_that_fades_goes_on_below_the_threshold() -> None:
-    (span,) = spans_of([0.6, 0.4, 0.4, 0.0, 0.0], Detection(silence_duration_ms=0))
-    assert span.last == 3 * FRAME
+    (span,) = spans_of([0.6] * 16 + [0.4, 0.4, 0.0, 0.0], Detection(silence_duration_ms=0))
+    assert span.last == 18 * FRAME
     assert spans_of([0.4, 0.4, 0.4, 0.0], Detection()) == []
+
+
+@given(PROBABILITIES, st.floats(0, 0.98), st.integers(0, 2000))
+def test_a_span_has_half_a_second_of_speech_or_some_of_it_sure(
+    probabilities: list[float], threshold: float, silence: int
+) -> None:
+    for span in spans_of(probabilities, Detection(threshold, silence_duration_ms=600 + silence)):
+        frames = probabilities[span.first // FRAME : span.last // FRAME]
+        assert sum(probability >= threshold for probability in frames) >= (4 if max(frames) >= SURE else 16)
+
+
+def test_a_blip_is_no_speech_and_does_not_shorten_what_is_kept_before_the_next_words() -> None:
+    blip, word = [0.0] * 10 + [0.9] * 15, [1.0] * 4 + [0.0] * 20
+    assert spans_of([*blip, *[0.0] * 20], Detection()) == []
+    (span,) = spans_of([*blip, *[0.0] * 7, *word], Detection(prefix_padding_ms=1100))
+    assert (span.start, span.first, span.last) == (0, 32 * FRAME, 36 * FRAME)
+
+
+def test_speech_that_the_shortest_pauses_divide_is_judged_as_one() -> None:
+    spans = spans_of([0.9, 0.9, 0.9, 0.0] * 8, Detection(prefix_padding_ms=1000, silence_duration_ms=0))
+    assert spans[0].start == 0
+    assert [(span.first // FRAME, span.last // FRAME) for span in spans] == [(20, 23), (24, 27), (28, 31)]
 
 
 @pytest.mark.parametrize("peak", [0.5, 0.02, 0.005, 0.001])
@@ -76,6 +101,21 @@ def test_quiet_speech_is_found_where_loud_speech_is(peak: float) -> None:
         (start, end), (first, last) = expected[0], next(speech_chunks([quiet], 60, Detection())).speech_ms()
         assert abs(first - start) <= 200
         assert abs(last - end) <= 300
+
+
+@pytest.mark.parametrize("pause", [0.5, 2.0])
+def test_quiet_speech_is_found_behind_loud_speech(pause: float) -> None:
+    loud, quiet = clip("gain0").samples(), clip("voice_en-us").samples()
+    before = np.concatenate([loud / np.abs(loud).max(), np.zeros(int(pause * SECOND), np.float32)])
+    quiet = np.append(quiet / np.abs(quiet).max(), np.zeros(SECOND, np.float32)).astype(np.float32)
+    (alone,) = speech_chunks([quiet], 60, Detection())
+    spans = [
+        span for heard in speech_chunks([np.append(before, quiet * 0.02)], 60, Detection()) for span in heard.regions
+    ]
+    start, end = (edge + len(before) / SECOND * 1000 for edge in alone.speech_ms())
+    found = [span for span in spans if span.last > len(before)]
+    assert abs(found[0].first / 16 - start) <= 300
+    assert abs(found[-1].last / 16 - end) <= 300
 
 
 @pytest.mark.parametrize("db", [-30, -20])
@@ -98,8 +138,14 @@ def sounds() -> dict[str, np.ndarray]:
     notes = np.repeat(rng.choice([262, 294, 330, 349, 392, 440, 494], 20), SECOND // 2)
     melody = np.sin(2 * np.pi * np.cumsum(notes) / SECOND) * np.exp(-(t % 0.5) * 3)
     clicks = (rng.random(len(t)) > 0.9995) * 1.0
+    note = t[: int(0.35 * SECOND)]
+    struck = np.exp(-note * 11) * np.minimum(1, np.minimum(note / 0.02, (0.35 - note) / 0.05))
+    piano = np.concatenate([
+        struck * sum(np.sin(2 * np.pi * k * 110 * 2 ** (key / 12) * note) / k for k in range(1, 8))
+        for key in np.random.default_rng(2).integers(0, 24, 28)
+    ])  # fmt: skip
     made = {"silence": 0 * t, "noise": rng.standard_normal(len(t)), "hum": hum, "chords": chords, "melody": melody,
-            "clicks": clicks}  # fmt: skip
+            "clicks": clicks, "piano": piano}  # fmt: skip
     return {name: (sound / max(np.abs(sound).max(), 1)).astype(np.float32) for name, sound in made.items()}
 
 
