@@ -1,10 +1,11 @@
 """One chunk of audio to its events. Where the model fails on it, it is decoded again.
 
-A decoding has failed when it looped, wrote more tokens than its audio can need, told a long stretch twice, or ended
-where the model was not sure of that. Then the audio is heard again in halves, and a half that fails in halves of its
-own, down to some seconds. There a stretch that stands twice is believed, and so is an end; the others are decoded with
-temperature. What fails to the end is kept as far as it is no repetition, and the segment says so. Of a decoding that
-failed some text may have left already, if it is streamed; it stays, and the new text goes on behind it.
+A decoding has failed when it looped, wrote more tokens than its audio can need, told a long stretch twice, ended where
+the model was not sure of that, or, where times are asked for, has no words where much is spoken. Then the audio is
+heard again in halves, and a half that fails in halves of its own, down to some seconds. There a stretch that stands
+twice is believed, and so are ends and times; the others are decoded with temperature. What fails to the end is kept as
+far as it is no repetition, and the segment says so. Of a decoding that failed some text may have left already, if it is
+streamed; it stays, and the new text goes on behind it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from continuation import begins_word
 from engine.core import EngineError, Job, JobDone
 from engine.job_stream import JobStream
 from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
-from word_times import Timing, needs_places, timed_segments
+from word_times import Timing, leaves_gap, needs_places, timed_segments
 
 if TYPE_CHECKING:
     from aligner import Aligner
@@ -87,16 +88,16 @@ class ChunkDecoding:
                 self._asked.begun()
             if delta := text.add(token):
                 yield delta
-        kept = [self._heard(text, is_whole=True)]
-        places = kept[0].done.spans
-        if kept[0].fault:
-            log.warning("%s: %s; it is heard again in pieces", self._place, kept[0].fault)
-            kept = await self._hear_again(self.chunk.samples, kept[0])
+        first = self._heard(text, is_whole=True)
+        kept, places = [first], first.done.spans
+        if not first.fault:
+            places = places or await self._places_if_timed(text.tokens)
+        if fault := first.fault or self._skipped(first, places):
+            log.warning("%s: %s; it is heard again in pieces", self._place, fault)
+            kept = await self._hear_again(self.chunk.samples, first)
             await asyncio.to_thread(text.go_on_as, joined([heard.tokens for heard in kept]))
-            places = ()
+            places = await self._places_if_timed(text.tokens)
         timed = self._is_timed([token.id for token in text.tokens])
-        if timed and not places:
-            places = await self._places(text.tokens)
         too_long = text.cut(self._asked.job.max_tokens)
         if delta := text.finish():
             yield delta
@@ -128,6 +129,13 @@ class ChunkDecoding:
     def _is_covered(self, tokens: list[int]) -> bool:
         aligner, token_bytes = self._asked.aligner, self._asked.worker.backend.tokenizer.token_bytes
         return aligner is not None and aligner.covers([*map(token_bytes, tokens)])
+
+    async def _places_if_timed(self, tokens: list[TextToken]) -> Sequence[tuple[int, int]]:
+        return await self._places(tokens) if self._is_timed([token.id for token in tokens]) else ()
+
+    def _skipped(self, heard: _Heard, places: Sequence[tuple[int, int]]) -> str:
+        whole = heard.done.reason == "stop" and _can_be_halved(self.chunk.samples)
+        return "much is spoken where no word is" if whole and leaves_gap(places, self.chunk) else ""
 
     async def _places(self, tokens: list[TextToken]) -> Sequence[tuple[int, int]]:
         """Where tokens are in the audio of the whole chunk, which is not known from their decoding; () where it cannot

@@ -13,12 +13,14 @@ from typing import Literal
 
 import numpy as np
 
+from audio_processor import SAMPLE_RATE
 from chunking import Chunk, milliseconds
 from transcript import Segment, TextToken, Usage, Word
 from voice_activity import Span
 
 Timing = Literal["chunks", "segments", "words"]  # the smallest that shall have times of its own
 SHORTEST_MS = 40  # of a word, where there is room
+LONGEST_GAP = 2.5  # seconds of speech from the beginning of a token to that of the next; more, and words were skipped
 SENTENCE_END = re.compile(r"[.?!…。？！।][\"'”’»)\]]*$")
 
 
@@ -34,6 +36,19 @@ def needs_places(timing: Timing, chunk: Chunk, text: bytes) -> bool:
         return timing != "chunks"
     words = text.decode(errors="replace").split()
     return any(begins_sentence(word, before) for before, word in pairwise(words))
+
+
+def leaves_gap(token_spans: Sequence[tuple[int, int]], chunk: Chunk) -> bool:
+    """Whether so much speech lies between two tokens, or at an end, that words must be missing. Where nobody looked for
+    speech, nobody knows. token_spans: as in `timed_segments`."""
+    if not chunk.regions or not token_spans:
+        return False
+    begins = np.cumsum([0, *(region.end - region.start for region in chunk.regions)])[:-1]
+    edges = [(at + r.first - r.start, at + r.last - r.start) for at, r in zip(begins, chunk.regions, strict=True)]
+    spoken = np.cumsum([step for first, last in edges for step in (0, last - first)])  # up to each edge
+    starts = np.array([0, *(start for start, _ in token_spans), len(chunk.samples)])
+    gaps = np.diff(np.interp(starts, np.ravel(edges), spoken))
+    return bool(gaps.max() > LONGEST_GAP * SAMPLE_RATE)
 
 
 def timed_segments(segment: Segment, token_spans: Sequence[tuple[int, int]], chunk: Chunk) -> list[Segment]:

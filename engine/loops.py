@@ -16,7 +16,7 @@ LONGEST_PERIOD = 128  # tokens of what is repeated
 NEAR, NEAR_SUSPECT, FAR_SUSPECT = 8, 1, 3
 # Tokens in a row that are told a second time, which a place lost in the audio may explain; not so a short word, of
 # these tokens at most, that are said again and again.
-LONG_REPEAT, WORD = 12, 2
+LONG_REPEAT, WORD = 8, 2
 # Repeats that are a loop: two and, so that short words may be said often, as many more as have these tokens.
 LOOP_REPEATS, LOOP_TOKENS = 2, 24
 WINDOW = 128  # newest tokens, whose text is compressed ...

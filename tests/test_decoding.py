@@ -28,6 +28,7 @@ from tests.scripted import DOUBTFUL, FULL_STOP, WORDS, ScriptedBackend, spoken, 
 from tests.serving import Server
 from tests.speech import SAMPLE_RATE, clip, word_errors
 from transcript import Segment, TextDelta
+from voice_activity import Span
 from word_times import Timing
 
 Script = Callable[[Job], str]
@@ -73,6 +74,7 @@ def tell(
     job, and whether it is `streamed`."""
     streamed = bool(asked.pop("streamed", True))
     samples = spoken(words or WORDS[:seconds])
+    speech = Span(0, len(samples), 0, len(samples) - SAMPLE_RATE // 4)
     backend = ScriptedBackend(script)
     worker = Worker(backend)
     prompt = backend.tokenizer.transcription_prompt("en")
@@ -83,7 +85,7 @@ def tell(
         all_asked = Asked(
             worker, "test", job, Settings().token_cap, timing, aligner, streamed, begun=lambda: begun.append(None)
         )
-        decoding = ChunkDecoding(all_asked, Chunk(0, 0, samples))
+        decoding = ChunkDecoding(all_asked, Chunk(0, 0, samples, (speech,)))
         *deltas, done = [event async for event in decoding.events(separate)]
         return Told(deltas, done.segment, done.mixed, len(begun), backend.jobs)
 
@@ -120,6 +122,21 @@ def test_words_of_several_decodings_have_the_times_of_the_whole_chunk(longest: i
     ]
     assert len(told.jobs) == (1 if longest == 90 else 8)  # of 60, 2 x 30 and 4 x 15 s, and one that finds the places
     assert len(told.jobs[-1].answer) == (0 if longest == 90 else 60)
+
+
+@pytest.mark.parametrize("aligner", [None, ScriptedAligner()])
+def test_words_that_were_skipped_are_heard_in_pieces_where_times_are_asked_for(aligner: ScriptedAligner | None) -> None:
+    script = longer_than(40, lambda job: " ".join(words_in(job.audio[0])[:-4]))
+    told = tell(script, timing="words", aligner=aligner)
+    assert told.text.split() == WORDS[:60]
+    assert [word.start_ms // 1000 for word in told.segment.words] == [*range(60)]
+    assert tell(script, aligner=aligner).text.split() == WORDS[:56]  # nobody has looked for places
+
+
+def test_a_text_that_the_client_cut_has_skipped_nothing() -> None:
+    told = tell(longer_than(90, loops), timing="words", max_tokens=40)
+    assert told.text.split() == WORDS[:40]
+    assert len(told.jobs) == 1
 
 
 @pytest.mark.parametrize("longest", [90, 40])

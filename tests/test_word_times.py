@@ -19,7 +19,7 @@ from tests.speech import clip
 from tests.word_starts import start_errors, timed
 from transcript import Segment, TextToken, Usage
 from voice_activity import Span
-from word_times import apart, begins_sentence, needs_places, timed_segments, word_pieces
+from word_times import apart, begins_sentence, leaves_gap, needs_places, timed_segments, word_pieces
 
 URL = "/v1/audio/transcriptions"
 Spoken = tuple[Segment, list[tuple[int, int]], Chunk]
@@ -43,6 +43,16 @@ def padded(start_ms: int, end_ms: int, before_ms: int = 0, after_ms: int = 0) ->
 def one_after_another(*ms: int) -> list[tuple[int, int]]:
     """Spans of tokens from each of these milliseconds to the next."""
     return [*pairwise(each * SAMPLE_RATE // 1000 for each in ms)]
+
+
+def test_words_are_missing_where_much_is_spoken_between_two_and_not_where_a_pause_is_kept() -> None:
+    speech = chunk_of(padded(0, 4000, after_ms=2000), padded(9000, 13_000, before_ms=2000))
+    assert not leaves_gap(one_after_another(1000, 3000, 9000, 11_000, 12_000), speech)  # 2 s of speech and 4 of pauses
+    assert leaves_gap(one_after_another(1000, 3000, 11_000, 12_000), speech)  # before the last but one
+    assert leaves_gap(one_after_another(2600, 4000, 8000, 10_000, 12_000), speech)  # at the beginning
+    assert leaves_gap(one_after_another(0, 2000, 4000, 8000, 9300, 9400), speech)  # at the end
+    assert not leaves_gap(one_after_another(0, 9000), Chunk(0, 0, speech.samples))  # nobody has looked for speech
+    assert not leaves_gap((), speech)
 
 
 @st.composite
