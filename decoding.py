@@ -1,11 +1,11 @@
 """One chunk of audio to its events. Where the model fails on it, it is decoded again.
 
 A decoding has failed when it looped, wrote more tokens than its audio can need, told a long stretch twice, ended where
-the model was not sure of that, or, where times are asked for, has no words where much is spoken. Then the audio is
-heard again in halves, and a half that fails in halves of its own, down to some seconds. There a stretch that stands
-twice is believed, and so are ends and times; the others are decoded with temperature. What fails to the end is kept as
-far as it is no repetition, and the segment says so. Of a decoding that failed some text may have left already, if it is
-streamed; it stays, and the new text goes on behind it.
+the model was not sure of that, or, where times are asked for, has no words where much is spoken or more than there is
+time for. Then the audio is heard again in halves, and a half that fails in halves of its own, down to some seconds.
+There a stretch that stands twice is believed, and so are ends and times; the others are decoded with temperature. What
+fails to the end is kept as far as it is no repetition, and the segment says so. Of a decoding that failed some text may
+have left already, if it is streamed; it stays, and the new text goes on behind it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from continuation import begins_word
 from engine.core import EngineError, Job, JobDone
 from engine.job_stream import JobStream
 from transcript import Lapse, Segment, SegmentDone, TextDelta, TextToken, Usage
-from word_times import Timing, leaves_gap, needs_places, timed_segments
+from word_times import Timing, is_crowded, leaves_gap, needs_places, timed_segments
 
 if TYPE_CHECKING:
     from aligner import Aligner
@@ -92,7 +92,7 @@ class ChunkDecoding:
         kept, places = [first], first.done.spans
         if not first.fault:
             places = places or await self._places_if_timed(text.tokens)
-        if fault := first.fault or self._skipped(first, places):
+        if fault := first.fault or self._misplaced(first, places):
             log.warning("%s: %s; it is heard again in pieces", self._place, fault)
             kept = await self._hear_again(self.chunk.samples, first)
             await asyncio.to_thread(text.go_on_as, joined([heard.tokens for heard in kept]))
@@ -133,9 +133,12 @@ class ChunkDecoding:
     async def _places_if_timed(self, tokens: list[TextToken]) -> Sequence[tuple[int, int]]:
         return await self._places(tokens) if self._is_timed([token.id for token in tokens]) else ()
 
-    def _skipped(self, heard: _Heard, places: Sequence[tuple[int, int]]) -> str:
-        whole = heard.done.reason == "stop" and _can_be_halved(self.chunk.samples)
-        return "much is spoken where no word is" if whole and leaves_gap(places, self.chunk) else ""
+    def _misplaced(self, heard: _Heard, places: Sequence[tuple[int, int]]) -> str:
+        if heard.done.reason != "stop" or not _can_be_halved(self.chunk.samples):
+            return ""
+        if leaves_gap(places, self.chunk):
+            return "much is spoken where no word is"
+        return "words stand where there is no time for them" if is_crowded(heard.tokens, places) else ""
 
     async def _places(self, tokens: list[TextToken]) -> Sequence[tuple[int, int]]:
         """Where tokens are in the audio of the whole chunk, which is not known from their decoding; () where it cannot

@@ -15,12 +15,14 @@ import numpy as np
 
 from audio_processor import SAMPLE_RATE
 from chunking import Chunk, milliseconds
+from continuation import begins_word
 from transcript import Segment, TextToken, Usage, Word
 from voice_activity import Span
 
 Timing = Literal["chunks", "segments", "words"]  # the smallest that shall have times of its own
 SHORTEST_MS = 40  # of a word, where there is room
 LONGEST_GAP = 2.5  # seconds of speech from the beginning of a token to that of the next; more, and words were skipped
+CROWD, CROWD_SECONDS = 4, 0.3  # words that nobody says in so short a time
 SENTENCE_END = re.compile(r"[.?!…。？！।][\"'”’»)\]]*$")
 
 
@@ -49,6 +51,13 @@ def leaves_gap(token_spans: Sequence[tuple[int, int]], chunk: Chunk) -> bool:
     starts = np.array([0, *(start for start, _ in token_spans), len(chunk.samples)])
     gaps = np.diff(np.interp(starts, np.ravel(edges), spoken))
     return bool(gaps.max() > LONGEST_GAP * SAMPLE_RATE)
+
+
+def is_crowded(tokens: Sequence[TextToken], token_spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether some words have so little time that they were never said. token_spans: as in `timed_segments`."""
+    starts = [start for token, (start, _) in zip(tokens, token_spans, strict=False) if begins_word(token.bytes)]
+    edges = np.array([*starts, *(end for _, end in token_spans[-1:])])
+    return bool((edges[CROWD:] - edges[:-CROWD] < CROWD_SECONDS * SAMPLE_RATE).any())
 
 
 def timed_segments(segment: Segment, token_spans: Sequence[tuple[int, int]], chunk: Chunk) -> list[Segment]:

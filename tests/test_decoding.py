@@ -133,6 +133,17 @@ def test_words_that_were_skipped_are_heard_in_pieces_where_times_are_asked_for(a
     assert tell(script, aligner=aligner).text.split() == WORDS[:56]  # nobody has looked for places
 
 
+def test_words_told_more_often_than_there_is_time_for_are_heard_in_pieces_where_times_are_asked_for() -> None:
+    class Doubling(ScriptedAligner):
+        async def spans(self, samples: np.ndarray, tokens: Sequence[bytes]) -> list[tuple[int, int]]:
+            spans = await super().spans(samples, tokens[:60])
+            return spans + [(spans[-1][1], spans[-1][1])] * (len(tokens) - 60)
+
+    script = longer_than(40, lambda job: " ".join([*WORDS[:60], *WORDS[56:60]]))
+    assert tell(script, timing="words", aligner=Doubling()).text.split() == WORDS[:60]
+    assert tell(script, aligner=Doubling()).text.split() == [*WORDS[:60], *WORDS[56:60]]
+
+
 def test_a_text_that_the_client_cut_has_skipped_nothing() -> None:
     told = tell(longer_than(90, loops), timing="words", max_tokens=40)
     assert told.text.split() == WORDS[:40]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -19,7 +20,7 @@ from tests.speech import clip
 from tests.word_starts import start_errors, timed
 from transcript import Segment, TextToken, Usage
 from voice_activity import Span
-from word_times import apart, begins_sentence, leaves_gap, needs_places, timed_segments, word_pieces
+from word_times import apart, begins_sentence, is_crowded, leaves_gap, needs_places, timed_segments, word_pieces
 
 URL = "/v1/audio/transcriptions"
 Spoken = tuple[Segment, list[tuple[int, int]], Chunk]
@@ -53,6 +54,19 @@ def test_words_are_missing_where_much_is_spoken_between_two_and_not_where_a_paus
     assert leaves_gap(one_after_another(0, 2000, 4000, 8000, 9300, 9400), speech)  # at the end
     assert not leaves_gap(one_after_another(0, 9000), Chunk(0, 0, speech.samples))  # nobody has looked for speech
     assert not leaves_gap((), speech)
+
+
+def test_words_that_have_no_time_were_not_said() -> None:
+    def crowded(*ms: int, texts: str = " one two three four") -> bool:
+        tokens = tuple(TextToken(0, text.encode(), 0.0) for text in re.findall(r"\s?\S+", texts))
+        return is_crowded(tokens, one_after_another(*ms))
+
+    assert not crowded(0, 80, 160, 240, 320)
+    assert crowded(0, 80, 160, 160, 240)
+    assert crowded(0, 800, 880, 900, 980, 1000, texts=" one two three four five")
+    assert not crowded(0, 800, 880, 900, 980, 1000, texts=" one two three four,five")  # a word may have many tokens
+    assert not crowded(0, 0, 0, 0, texts=" one two three")
+    assert not is_crowded((), ())
 
 
 @st.composite
