@@ -114,7 +114,10 @@ def mistral_error(body: dict[str, Any]) -> bytes:
 async def mistral_frames(
     events: AsyncGenerator[Event], model: str, granularities: frozenset[Granularity] = NONE
 ) -> AsyncGenerator[bytes]:
-    """Mistral's `transcription.*` events, whose SDKs read the type from the `event:` line and break on `[DONE]`."""
+    """Mistral's `transcription.*` events, whose SDKs read the type from the `event:` line and break on `[DONE]`.
+
+    Words stand in the last event too, under Whisper's name for them, since segments may have taken their place.
+    """
     async with aclosing(events):
         async for event in events:
             if isinstance(event, TextDelta):
@@ -126,9 +129,9 @@ async def mistral_frames(
                 if event.transcript.language:
                     language = event.transcript.language
                     yield _mistral_event({"type": "transcription.language", "audio_language": language})
-                yield _mistral_event(
-                    {"type": "transcription.done", **mistral_body(event.transcript, model, granularities)}
-                )
+                body = mistral_body(event.transcript, model, granularities)
+                words = whisper_times(event.transcript, granularities & {"word"})
+                yield _mistral_event({"type": "transcription.done", **body, **words})
 
 
 def _mistral_event(payload: dict[str, Any]) -> bytes:
