@@ -211,9 +211,19 @@ def test_a_stream_ends_with_the_segments_and_the_words_where_both_were_asked_for
     ]
 
 
+def test_a_stream_of_verbose_json_ends_with_all_that_it_has_at_once(server: Server) -> None:
+    spoken = clip("sparse_0")
+    event = last_event(server, spoken, response_format="verbose_json")
+    body = timed(server, spoken, "segment")
+    assert len(body["segments"]) > 3
+    assert event["usage"]["type"] == "tokens"  # the only usage that OpenAI has in a stream
+    del body["usage"]
+    assert event | body == event
+
+
 @pytest.mark.parametrize(("asked", "timing"), [
     ({}, "chunks"), ({"response_format": "text"}, "chunks"), ({"stream": "true"}, "chunks"),
-    ({"stream": "true", "response_format": "verbose_json"}, "chunks"),  # as LiteLLM asks; streams have one form
+    ({"stream": "true", "response_format": "verbose_json"}, "segments"),
     ({"response_format": "text", "timestamp_granularities[]": "segment"}, "chunks"),
     ({"response_format": "verbose_json"}, "segments"), ({"timestamp_granularities[]": "segment"}, "segments"),
     ({"timestamp_granularities": "segment", "stream": "true"}, "segments"),
