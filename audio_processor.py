@@ -117,6 +117,10 @@ class AudioFile:
         return self._container.duration / av.time_base if self._container.duration else None
 
     @property
+    def declared_ms(self) -> int | None:
+        return round(self.declared_seconds * 1000) if self.declared_seconds else None
+
+    @property
     def gaps(self) -> tuple[Gap, ...]:
         """Where the file lacks audio, as far as `blocks` has come; behind its end, if it should have been longer."""
         return tuple(self._timeline.gaps)

@@ -32,12 +32,6 @@ class ChunkReader:
         return milliseconds(self._audio.decoded)
 
     @property
-    def declared_ms(self) -> int | None:
-        """The length that the container gives, where it gives one."""
-        seconds = self._audio.declared_seconds
-        return round(seconds * 1000) if seconds else None
-
-    @property
     def gaps(self) -> tuple[Gap, ...]:
         return self._audio.gaps
 

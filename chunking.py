@@ -7,7 +7,7 @@ quietest, and its chunks tile the audio. Neither drops or doubles a sample of sp
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,10 @@ class Chunk:
     @property
     def duration_ms(self) -> int:
         return milliseconds(self.start + len(self.samples)) - milliseconds(self.start)
+
+    @property
+    def start_ms(self) -> int:
+        return milliseconds(self.start)
 
     @property
     def end_ms(self) -> int:
@@ -176,6 +180,11 @@ class Packer:
     def is_empty(self) -> bool:
         return not self._packed
 
+    @property
+    def start(self) -> int | None:
+        """Of the chunk that is being packed."""
+        return self._packed[0].span.start if self._packed else None
+
     def release(self) -> Iterator[Chunk]:
         """What is there, if anything is, as a chunk."""
         packed, self._packed = self._packed, []
@@ -221,6 +230,11 @@ class SpeechCutter:
         self._tracker = Tracker(detection, self._tracker.position)
 
     @property
+    def searched(self) -> int:
+        """No chunk to come begins before this sample."""
+        return self._tracker.earliest if self.packer.start is None else self.packer.start
+
+    @property
     def is_empty(self) -> bool:
         """Whether all speech so far is in chunks."""
         return self._tracker.open is None and self.packer.is_empty
@@ -232,13 +246,22 @@ class SpeechCutter:
                     yield from self.packer.add(Region(piece, self._tape.read(piece.start, piece.end)))
 
 
-def speech_chunks(blocks: Iterable[np.ndarray], longest_seconds: float, detection: Detection) -> Iterator[Chunk]:
-    """The speech in `blocks`, in chunks of at most `longest_seconds`."""
+def speech_chunks(
+    blocks: Iterable[np.ndarray],
+    longest_seconds: float,
+    detection: Detection,
+    searched: Callable[[int], None] = lambda ms: None,
+) -> Iterator[Chunk]:
+    """The speech in `blocks`, in chunks of at most `longest_seconds`.
+
+    `searched` is told the milliseconds before which no chunk to come begins.
+    """
     listener, cutter = Listener(), SpeechCutter(int(longest_seconds * SAMPLE_RATE), detection)
     for block in blocks:
         cutter.add(block)
         for probabilities in listener.hear(block):
             yield from cutter.judge(probabilities)
+            searched(milliseconds(cutter.searched))
     yield from cutter.finish(listener.finish())
 
 

@@ -93,8 +93,8 @@ class _ChunkProgress(Progress):
         super().__init__(None)
         self._done = done
 
-    def finish_chunk(self, end_ms: int, stored: bool) -> None:
-        super().finish_chunk(end_ms, stored)
+    def finish_chunk(self, stored: bool) -> None:
+        super().finish_chunk(stored)
         self._done()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -27,35 +28,47 @@ class Progress:
 
     def __init__(self, duration_ms: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         """`duration_ms`: what the container says of it; None: nothing."""
-        self.state: State = "queued"  # until there is text, or a chunk in which there is none
+        self.state: State = "queued"  # until the model is there
         self.chunks_done = 0
         self.chunks_stored = 0  # of these, found in the store
-        self.done_ms = 0  # up to where the transcript is whole
         self.ended: float | None = None
         self._duration_ms = duration_ms
-        self._taken_ms = 0  # up to where chunks were taken into work
-        self._all_taken = False
-        self._model_began: tuple[float, int] | None = None  # when the model got its first chunk, and from where on
+        self._searched_ms = 0  # before it, all speech is in chunks that were taken into work
+        self._at_work: deque[tuple[int, int]] = deque()  # starts of chunks, and how much of them the model got
+        self._model_ms = self._model_done_ms = 0  # of all that the model got, and of what it is done with
+        # When, and from where on: the recording was searched for chunks, and the model got its first one.
+        self._search_began: tuple[float, int] | None = None
+        self._model_began: tuple[float, int] | None = None
         self._clock = clock
         self._begun = clock()
 
-    def take(self, end_ms: int, stored: bool) -> None:
-        """A chunk that ends at `end_ms` was found in the store or given to the model."""
+    def run(self) -> None:
+        """The model is there, and the recording is read for it."""
+        if self.ended is None:
+            self.state, self._search_began = "running", (self._clock(), self._searched_ms)
+
+    def search(self, end_ms: int) -> None:
+        """Before `end_ms` there is no speech but in chunks that were taken. May be called in another thread, while no
+        chunk is being taken."""
+        self._searched_ms = max(self._searched_ms, end_ms)
+
+    def take(self, start_ms: int, end_ms: int, stored: bool) -> None:
+        """A chunk was found in the store or given to the model."""
         if not stored and self._model_began is None:
-            self._model_began = self._clock(), self._taken_ms
-        self._taken_ms = end_ms
+            self._model_began = self._clock(), start_ms
+        length_ms = 0 if stored else end_ms - start_ms
+        self._model_ms += length_ms
+        self._at_work.append((start_ms, length_ms))
+        self.search(end_ms)
 
     def take_all(self, decoded_ms: int) -> None:
         """There are no more chunks, and the recording is so long."""
-        self._all_taken, self._duration_ms = True, decoded_ms
+        self._duration_ms = decoded_ms
+        self.search(decoded_ms)
 
-    def run(self) -> None:
-        if self.state == "queued":
-            self.state = "running"
-
-    def finish_chunk(self, end_ms: int, stored: bool) -> None:
-        self.run()
-        self.done_ms = end_ms
+    def finish_chunk(self, stored: bool) -> None:
+        """The first of those at work is done."""
+        self._model_done_ms += self._at_work.popleft()[1]
         self.chunks_done += 1
         self.chunks_stored += stored
 
@@ -63,14 +76,17 @@ class Progress:
         """The first end counts."""
         if self.ended is None:
             self.state, self.ended = state, self._clock()
-            if state == "finished":
-                self.done_ms = self._duration_ms or self.done_ms
+
+    @property
+    def done_ms(self) -> int:
+        """Up to where the transcript is whole, with silence in which there is nothing to write."""
+        return self._at_work[0][0] if self._at_work else self._searched_ms
 
     @property
     def duration_ms(self) -> int | None:
         """None where the container does not say and the end is not decoded yet. A container that says too little is
-        corrected as the chunks come."""
-        return self._duration_ms and max(self._duration_ms, self._taken_ms)
+        corrected as the recording is searched."""
+        return self._duration_ms and max(self._duration_ms, self._searched_ms)
 
     @property
     def share(self) -> float | None:
@@ -82,21 +98,30 @@ class Progress:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """At the pace since the model got its first chunk; None until it has finished one.
+        """At the pace since the model got its first chunk, if as much of the rest is for the model as of what was
+        searched since; None until it has finished one. Before, while nothing was found, at the pace of the search.
 
         Chunks that are at work count as half done: without them, a batch that is about to end would look eight times
         as slow as it is.
         """
         if self.state == "finished":
             return 0.0
-        until_ms = self._taken_ms if self._all_taken else self.duration_ms
-        if self.ended is not None or self._model_began is None or until_ms is None:
+        if self.ended is not None or self._duration_ms is None:
             return None
-        since, from_ms = self._model_began
-        if self.done_ms <= from_ms:
-            return None
-        half_ms = (self.done_ms + self._taken_ms) / 2
-        return (until_ms - half_ms) * (self._clock() - since) / (half_ms - from_ms)
+        searched_ms = self._searched_ms  # once, since it moves
+        rest_ms = max(self._duration_ms - searched_ms, 0)
+        if self._model_began and self._model_done_ms:
+            since, from_ms = self._model_began
+            half_ms = (self._model_done_ms + self._model_ms) / 2
+            share = self._model_ms / (searched_ms - from_ms)
+            return self._at_pace(since, half_ms, self._model_ms - half_ms + share * rest_ms)
+        if self._search_began and not self._at_work and not self.chunks_done:
+            since, from_ms = self._search_began
+            return self._at_pace(since, searched_ms - from_ms, rest_ms)
+        return None
+
+    def _at_pace(self, since: float, done_ms: float, rest_ms: float) -> float | None:
+        return rest_ms * (self._clock() - since) / done_ms if done_ms else None
 
 
 class ProgressBoard:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -87,8 +87,8 @@ class Transcriber:
         Decodes the first chunk, or a minute, so that empty, damaged and too short audio is known. Does not wait for a
         model that is still loading. Raises AudioError, ModelUnavailable, PromptInvalid, PromptTooLong.
         """
-        reader = ChunkReader(audio, partial(self._cut, request.detection or AUTO))
-        progress = self.progress.begin(caller, reader.declared_ms)
+        progress = self.progress.begin(caller, audio.declared_ms)
+        reader = ChunkReader(audio, partial(self._cut, request.detection or AUTO, progress.search))
         transcription = Transcription(self, model, request, reader, caller, progress)
         try:
             model.check_available()
@@ -101,11 +101,13 @@ class Transcriber:
             raise
         return transcription
 
-    def _cut(self, detection: Detection, blocks: Iterator[np.ndarray]) -> Iterator[Chunk]:
+    def _cut(
+        self, detection: Detection, searched: Callable[[int], None], blocks: Iterator[np.ndarray]
+    ) -> Iterator[Chunk]:
         longest_seconds = self.settings.audio_chunk_size_seconds
         if self.settings.voxtral_vad == "off":
             return chunks(blocks, longest_seconds)
-        return speech_chunks(blocks, longest_seconds, detection)
+        return speech_chunks(blocks, longest_seconds, detection, searched)
 
     async def check(self, worker: Worker, request: TranscriptionRequest) -> None:
         """Raises PromptInvalid or PromptTooLong: for a chunk of full length, the longest that will come."""
@@ -187,7 +189,6 @@ class Transcription:
         """There is text, of which a client that does not stream sees nothing yet."""
         if self._silent:
             self._transcriber.metrics.first_text.observe(time.monotonic() - self._started)
-            self.progress.run()
         self._silent = False
 
     def _count(self, transcript: Transcript) -> None:
@@ -203,6 +204,7 @@ class Transcription:
         asked = await self._asked(worker)
         self._shelf = self._open_shelf(asked)
         self._ready = asyncio.Queue(maxsize=worker.backend.limits.rows)
+        self.progress.run()
         self._producer = asyncio.create_task(self._submit_chunks(asked, self._ready))
 
     async def heard(self) -> AsyncGenerator[Event]:
@@ -223,7 +225,7 @@ class Transcription:
                             self._transcriber.metrics.count_tokens(event.segment.usage)
                     yield event
             self._decodings.remove(item)
-            self.progress.finish_chunk(item.chunk.end_ms, stored=isinstance(item, Replay))
+            self.progress.finish_chunk(stored=isinstance(item, Replay))
         usage = sum((segment.usage for segment in segments), Usage())
         usage = replace(usage, audio_ms=self._source.decoded_ms)  # with what nobody spoke in
         language = self.request.language or await asyncio.to_thread(languages.detect, text, self.model.spec.languages)
@@ -258,7 +260,7 @@ class Transcription:
             while chunk := await self._source.next():
                 found = await self._shelf.find(chunk) if self._shelf else None
                 self._decodings.append(found or ChunkDecoding(asked, chunk))
-                self.progress.take(chunk.end_ms, stored=found is not None)
+                self.progress.take(chunk.start_ms, chunk.end_ms, stored=found is not None)
                 await ready.put(self._decodings[-1])
             self.progress.take_all(self._source.decoded_ms)
             await ready.put(None)

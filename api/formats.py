@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-import languages
 from api.times import NONE, Granularity, whisper_times
-from api.transcription_wire import language_codes, logprobs, mistral_body, warnings, warnings_header
+from api.transcription_wire import Task, language_codes, logprobs, mistral_body, warnings, warnings_header, whisper_head
 from subtitles import TRADE_LIMITS, Cue, SubtitleLimits, shown_words, subtitles
 from transcript import Transcript
 
-Task = Literal["transcribe", "translate"]
 MISTRALS_OWN = {"type": "transcription_segment", "speaker_id": None}
 
 
@@ -29,7 +26,7 @@ class Shape:
     model: str
     task: Task = "transcribe"
     logprobs: bool = False
-    granularities: frozenset[Granularity] = NONE  # what was asked to have times; verbose_json has segments by default
+    granularities: frozenset[Granularity] = NONE  # what has times
     subtitles: SubtitleLimits = TRADE_LIMITS
 
 
@@ -52,15 +49,12 @@ def as_text(transcript: Transcript, shape: Shape) -> Response:
 
 
 def as_verbose_json(transcript: Transcript, shape: Shape) -> Response:
-    usage = transcript.usage
     return JSONResponse(
         {
-            "task": shape.task,
-            "language": language_name(transcript.language),
-            "duration": usage.audio_ms / 1000,
+            **whisper_head(transcript, shape.task),
             "text": transcript.text,
-            **whisper_times(transcript, shape.granularities or frozenset({"segment"})),
-            "usage": {"type": "duration", "seconds": usage.audio_seconds},
+            **whisper_times(transcript, shape.granularities),
+            "usage": {"type": "duration", "seconds": transcript.usage.audio_seconds},
             "warnings": warnings(transcript),
         }
     )
@@ -110,8 +104,3 @@ def clock(ms: int, mark: str) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02}:{minutes:02}:{seconds:02}{mark}{ms:03}"
-
-
-def language_name(code: str | None) -> str:
-    """The English name in lower case, as Whisper says it; `unknown` where nothing tells."""
-    return languages.name_of(code).lower() if code else "unknown"

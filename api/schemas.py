@@ -119,9 +119,11 @@ class Progress(Answer):
     id: str
     object: Literal["transcription.progress"]
     state: Literal["queued", "running", "finished", "failed", "cancelled"] = Field(
-        description="queued: waits for the model or a place in its batch; cancelled: the client left before the end"
+        description="queued: waits for the model to be loaded; cancelled: the client left before the end"
     )
-    audio_seconds_done: float = Field(description="of the recording, up to where its transcript is whole")
+    audio_seconds_done: float = Field(
+        description="of the recording, up to where its transcript is whole; silence is done once it is found"
+    )
     audio_seconds: float | None = Field(description="of the whole recording; null: its container does not say")
     share: float | None = Field(description="of it that is done, 0 to 1")
     elapsed_seconds: float

@@ -40,8 +40,8 @@ def whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
 
 
 def mistral_segments(segment: Segment, granularities: frozenset[Granularity]) -> list[dict[str, Any]]:
-    """The segment in Mistral's keys, or each of its words: Mistral's answers have one place for both. Where those have
-    no times the segment stands for them."""
+    """The segment in Mistral's keys, or each of its words: Mistral's answers have one place for both. Where words
+    have no times, or segments were asked for too, it is the segment."""
     parts = segment.words if granularities == {"word"} and segment.words else [segment]
     return [{"text": part.text.strip(), **seconds(part), "speaker_id": None} for part in parts if part.text.strip()]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
+import languages
 from answer import Answer
 from api.times import NONE, Granularity, mistral_segments, seconds, whisper_times
 from streaming import sse
 from transcript import Event, Finished, Lapse, SegmentDone, TextDelta, TextToken, Transcript, Usage
+
+Task = Literal["transcribe", "translate"]
 
 
 def token_usage(usage: Usage) -> dict[str, Any]:
@@ -41,6 +44,17 @@ def logprobs(tokens: tuple[TextToken, ...]) -> list[dict[str, Any]]:
 
 def language_codes(language: str | None) -> list[dict[str, str]]:
     return [{"code": language}] if language else []
+
+
+def language_name(code: str | None) -> str:
+    """The English name in lower case, as Whisper says it; `unknown` where nothing tells."""
+    return languages.name_of(code).lower() if code else "unknown"
+
+
+def whisper_head(transcript: Transcript, task: Task) -> dict[str, Any]:
+    """What `verbose_json` says beside text and times."""
+    duration = transcript.usage.audio_ms / 1000
+    return {"task": task, "language": language_name(transcript.language), "duration": duration}
 
 
 WARNINGS_HEADER = "x-voxtral-warnings"
@@ -83,12 +97,15 @@ def warnings_header(transcript: Transcript) -> dict[str, str]:
 
 
 async def openai_frames(
-    events: AsyncGenerator[Event], with_logprobs: bool, granularities: frozenset[Granularity] = NONE
+    events: AsyncGenerator[Event],
+    with_logprobs: bool,
+    granularities: frozenset[Granularity] = NONE,
+    verbose: Task | None = None,
 ) -> AsyncGenerator[bytes]:
     """OpenAI's `transcript.text.*` events. The stream ends by its end: `[DONE]` would break other SDKs.
 
     Times stand in the last event, under the names that `verbose_json` has for them: OpenAI's own events of segments are
-    those of speakers.
+    those of speakers. `verbose`: the task, where the rest of that format is to stand there too.
     """
 
     def scores(tokens: tuple[TextToken, ...]) -> dict[str, Any]:
@@ -103,7 +120,8 @@ async def openai_frames(
                 done = {"type": "transcript.text.done", "text": transcript.text, **scores(transcript.tokens)}
                 found = language_codes(transcript.language)
                 more = {"languages": found, "usage": token_usage(transcript.usage), "warnings": warnings(transcript)}
-                yield sse({**done, **whisper_times(transcript, granularities), **more})
+                head = whisper_head(transcript, verbose) if verbose else {}
+                yield sse({**done, **head, **whisper_times(transcript, granularities), **more})
 
 
 def mistral_error(body: dict[str, Any]) -> bytes:
@@ -114,7 +132,10 @@ def mistral_error(body: dict[str, Any]) -> bytes:
 async def mistral_frames(
     events: AsyncGenerator[Event], model: str, granularities: frozenset[Granularity] = NONE
 ) -> AsyncGenerator[bytes]:
-    """Mistral's `transcription.*` events, whose SDKs read the type from the `event:` line and break on `[DONE]`."""
+    """Mistral's `transcription.*` events, whose SDKs read the type from the `event:` line and break on `[DONE]`.
+
+    Words stand in the last event too, under Whisper's name for them, since segments may have taken their place.
+    """
     async with aclosing(events):
         async for event in events:
             if isinstance(event, TextDelta):
@@ -126,9 +147,9 @@ async def mistral_frames(
                 if event.transcript.language:
                     language = event.transcript.language
                     yield _mistral_event({"type": "transcription.language", "audio_language": language})
-                yield _mistral_event(
-                    {"type": "transcription.done", **mistral_body(event.transcript, model, granularities)}
-                )
+                body = mistral_body(event.transcript, model, granularities)
+                words = whisper_times(event.transcript, granularities & {"word"})
+                yield _mistral_event({"type": "transcription.done", **body, **words})
 
 
 def _mistral_event(payload: dict[str, Any]) -> bytes:

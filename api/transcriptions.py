@@ -15,12 +15,12 @@ import languages
 from api import fields, schemas
 from api.dialects import speaks_mistral
 from api.errors import ApiError, about, invalid, unsupported
-from api.formats import FORMATS, Shape, Task, written
+from api.formats import FORMATS, Shape, written
 from api.keywords import named_words, prompted_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
 from api.service import AdmittedRoute, service_of
 from api.times import Granularity
-from api.transcription_wire import WARNINGS_HEADER, mistral_error, mistral_frames, openai_frames
+from api.transcription_wire import WARNINGS_HEADER, Task, mistral_error, mistral_frames, openai_frames
 from api.uploads import read_fields
 from engine.core import Sampling
 from instructions import prompted_transcription, says_no_more, translation
@@ -73,7 +73,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "timestamp_granularities": {
         "type": "array", "items": {"type": "string", "enum": ["segment", "word"]},
-        "description": "what has times: segments by default in `verbose_json`, nothing in `json` and in streams. "
+        "description": "what has times: segments by default in `verbose_json`, also streamed, else nothing. "
         "`word` alone leaves segments out, and gives `srt` and `vtt` a cue for each word",
     },
     "chunking_strategy": {
@@ -171,7 +171,8 @@ async def answer_audio(request: Request, task: Task) -> Response:
     if speaks_mistral(request.headers, values):
         frames = mistral_frames(events, call.shape.model, call.shape.granularities)
         return service.stream(frames, close, mistral_error, progress)
-    frames = openai_frames(events, call.shape.logprobs, call.shape.granularities)
+    verbose = task if call.response_format == "verbose_json" else None
+    frames = openai_frames(events, call.shape.logprobs, call.shape.granularities, verbose)
     return service.stream(frames, close, progress=progress)
 
 
@@ -286,16 +287,14 @@ def _granularities(values: Mapping[str, Any], task: Task, response_format: str, 
         raise unsupported(
             "timestamp_granularities", "text has no place for times of words. Ask for response_format verbose_json."
         )
-    return frozenset(wanted)
+    return frozenset(wanted or (["segment"] if response_format == "verbose_json" else []))
 
 
 def _timing(granularities: frozenset[Granularity], response_format: str, stream: bool) -> Timing:
-    """What the answer shows the times of. Streams have one form, whatever the format."""
+    """What the answer shows the times of, for which a text by itself has no place."""
     if "word" in granularities or response_format in ("srt", "vtt"):
         return "words"
-    if not stream and response_format in ("text", "verbose_json"):
-        return "segments" if response_format == "verbose_json" else "chunks"
-    return "segments" if granularities else "chunks"
+    return "segments" if granularities and (stream or response_format != "text") else "chunks"
 
 
 def _detection(values: Mapping[str, Any]) -> Detection | None:

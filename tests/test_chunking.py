@@ -130,7 +130,11 @@ def test_no_speech_is_lost_or_doubled_in_real_recordings(
     tracker = Tracker(detection)
     spans = [span for heard in listener.hear(samples) for span in tracker.add(heard)]
     spans += tracker.finish(listener.finish(), len(samples))
-    chunks = list(speech_chunks(blocks_of(samples, blocks), longest, detection))
+    searched, chunks = [0], []
+    for chunk in speech_chunks(blocks_of(samples, blocks), longest, detection, searched.append):
+        assert searched == sorted(searched)
+        assert searched[-1] <= chunk.start_ms
+        chunks.append(chunk)
     heard = np.concatenate([chunk.samples for chunk in chunks])
     speech = np.concatenate([samples[span.first : span.last] for span in spans])
     kept = np.concatenate([samples[span.start : span.end] for span in spans])
@@ -154,6 +158,18 @@ def test_whole_utterances_are_packed_and_times_are_those_of_the_recording() -> N
     assert 8_000 + 1000 * words < first.speech_ms()[1] < 8_000 + 2000 * words
     assert 15_000 + 2000 * words < second.speech_ms()[0] < second.speech_ms()[1] < 15_000 + 3000 * words
     assert len(first.samples) < 2 * len(spoken)
+
+
+def test_how_far_it_was_searched_is_told_where_nobody_speaks_and_not_past_what_is_spoken() -> None:
+    silence = np.zeros(30 * SAMPLE_RATE, np.float32)
+    samples = np.concatenate([silence, clip("voice_en-us").samples(), silence])
+    searched: list[int] = []
+    (chunk,) = speech_chunks(np.array_split(samples, 60), 60, Detection(), searched.append)
+    before, after = ([ms for ms in searched if (ms <= chunk.start_ms) == early] for early in (True, False))
+    assert before[-1] == chunk.start_ms
+    assert len({ms // 1000 for ms in before}) > 25
+    assert after[0] >= chunk.end_ms
+    assert after[-1] > len(samples) / 16 - 1500  # prefix padding, and less than a batch
 
 
 def test_hours_of_silence_are_not_kept() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.serving import Server
-from tests.speech import assert_heard, clip, wav
+from tests.speech import SAMPLE_RATE, assert_heard, clip, wav
 
 URL, CHAT = "/v1/audio/transcriptions", "/v1/chat/completions"
 ANN, BOB = {"Authorization": "Bearer key-of-ann"}, {"Authorization": "Bearer key-of-bob"}
@@ -213,6 +213,17 @@ def test_heartbeats_tell_how_far_a_stream_is(keeping: Server) -> None:
     assert told[-1]["state"] == "running"
     assert 0 < told[-1]["share"] < 1
     assert told[-1]["remaining_seconds"] > 0
+
+
+def test_silence_before_the_first_word_is_done_as_it_is_found(keeping: Server) -> None:
+    """Ten minutes, of which a search that takes longer than a heartbeat is left when the stream begins."""
+    late = wav(np.pad(clip(NAMES[0]).samples(), (600 * SAMPLE_RATE, 0)))
+    lines = post(keeping, BOB, late, stream="true").text.splitlines()
+    beats = [json.loads(line.removeprefix(": keepalive ")) for line in lines if line.startswith(":")]
+    searching = [figures for figures in beats if not figures["chunks_done"]]
+    assert searching[-1]["state"] == "running"
+    assert len({figures["share"] for figures in searching}) > 2
+    assert any(figures["remaining_seconds"] for figures in searching)
 
 
 @pytest.mark.parametrize("path", ["/v1/transcriptions", "/v1/audio/transcriptions", "/transcriptions"])

@@ -73,6 +73,17 @@ async def test_times_of_words_stand_in_openais_last_event_and_in_mistrals_segmen
     assert done["segments"] == [{"type": "transcription_segment", **timed}]
 
 
+async def test_words_stand_beside_segments_in_the_last_event_where_both_were_asked_for() -> None:
+    both = frozenset({"segment", "word"})
+    *_, done = payloads([frame async for frame in openai_frames(events(), False, both)])
+    word = {"word": "grüße", "start": 0.1, "end": 1.5}
+    assert ([segment["start"] for segment in done["segments"]], done["words"]) == ([0], [word])
+    frames = [frame.decode().split("data: ")[1] async for frame in mistral_frames(events(), "m", both)]
+    *_, segment, _, done = map(json.loads, frames)
+    assert (segment["start"], segment["end"]) == (0, 1.5)
+    assert ([part["start"] for part in done["segments"]], done["words"]) == ([0], [word])
+
+
 async def test_chat_frames_share_an_id_and_end_with_usage_and_done_marker() -> None:
     frames = payloads([frame async for frame in ChatCompletion("m").frames(answers(), include_usage=True)])
     assert frames[-1] == "[DONE]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ from api.transcriptions import parse
 from audio_processor import SAMPLE_RATE
 from chunking import Chunk
 from tests.serving import Server
-from tests.speech import clip
+from tests.speech import Clip, clip
 from tests.word_starts import start_errors, timed
 from transcript import Segment, TextToken, Usage
 from voice_activity import Span
@@ -212,9 +213,41 @@ def test_segments_are_what_is_said_between_pauses(server: Server) -> None:
         assert segment["avg_logprob"] < 0
 
 
+def last_event(server: Server, spoken: Clip, **asked: Any) -> dict[str, Any]:
+    form = {"model": "whisper-1", "language": "en", "stream": "true", **asked}
+    lines = server.client.post(URL, files={"file": spoken.data}, data=form).text.splitlines()
+    return json.loads([line for line in lines if line.startswith("data: ")][-1].removeprefix("data: "))
+
+
+@pytest.mark.parametrize(("name", "done"), [
+    ("timestamp_granularities[]", "transcript.text.done"), ("timestamp_granularities", "transcription.done"),
+])  # fmt: skip
+def test_a_stream_ends_with_the_segments_and_the_words_where_both_were_asked_for(
+    server: Server, name: str, done: str
+) -> None:
+    spoken = clip("sparse_0")
+    event = last_event(server, spoken, **{name: ["segment", "word"]})
+    assert event["type"] == done
+    assert event["words"] == timed(server, spoken, "word")["words"]
+    segments = timed(server, spoken, "segment")["segments"]
+    assert [(part["start"], part["end"]) for part in event["segments"]] == [
+        (segment["start"], segment["end"]) for segment in segments
+    ]
+
+
+def test_a_stream_of_verbose_json_ends_with_all_that_it_has_at_once(server: Server) -> None:
+    spoken = clip("sparse_0")
+    event = last_event(server, spoken, response_format="verbose_json")
+    body = timed(server, spoken, "segment")
+    assert len(body["segments"]) > 3
+    assert event["usage"]["type"] == "tokens"  # the only usage that OpenAI has in a stream
+    del body["usage"]
+    assert event | body == event
+
+
 @pytest.mark.parametrize(("asked", "timing"), [
     ({}, "chunks"), ({"response_format": "text"}, "chunks"), ({"stream": "true"}, "chunks"),
-    ({"stream": "true", "response_format": "verbose_json"}, "chunks"),  # as LiteLLM asks; streams have one form
+    ({"stream": "true", "response_format": "verbose_json"}, "segments"),
     ({"response_format": "text", "timestamp_granularities[]": "segment"}, "chunks"),
     ({"response_format": "verbose_json"}, "segments"), ({"timestamp_granularities[]": "segment"}, "segments"),
     ({"timestamp_granularities": "segment", "stream": "true"}, "segments"),
