@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import csv
 import unicodedata
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from config import ConfigError
-from transcript import Segment, SegmentDone, TextDelta, Word
+from transcript import Segment, SegmentDone, TextDelta, Usage, Word
+from word_times import spread, word_pieces
 
 
 @dataclass
@@ -59,26 +62,23 @@ class Replacer:
 
     def add(self, piece: str) -> str:
         """What can be told of the text by now."""
-        self._held += piece
-        return "".join(self._decided(final=False))
+        return "".join(written for _, written in self.steps(piece))
 
     def finish(self) -> str:
-        return "".join(self._decided(final=True))
+        return "".join(written for _, written in self.steps("", final=True))
 
-    @property
-    def holds(self) -> bool:
-        """Whether the text may end within an entry."""
-        return bool(self._held)
-
-    def _decided(self, final: bool) -> Iterator[str]:
-        text, at = self._held, 0
+    def steps(self, piece: str, final: bool = False) -> list[tuple[str, str]]:
+        """As `add` and `finish`, what was heard and what is written for it: single characters, which stay, and
+        entries."""
+        text, at, steps = self._held + piece, 0, []
         while at < len(text):
             end, written = self._longest(text, at, final)
             if end is None:
                 break
-            yield _like(text[at], written) if written else text[at:end]
+            steps.append((text[at:end], _like(text[at], written) if written else text[at:end]))
             self._before, at = text[end - 1], end
         self._held = text[at:]
+        return steps
 
     def _longest(self, text: str, at: int, final: bool) -> tuple[int | None, str | None]:
         """The end of the longest entry that begins at `at` and what is written for it; the next character and None
@@ -186,47 +186,71 @@ async def replaced(
 
 
 def _replaced_segments(segments: Sequence[Segment], replacements: Replacements) -> list[Segment]:
+    left = iter(segments)
+    runs = _runs([segment.text for segment in segments], replacements)
+    joined = [(_joined([*islice(left, count)]), text) for count, text in runs]
     return [
-        replace(
-            segment,
-            text=replacements.apply(segment.text),
-            words=tuple(_replaced_words(segment.words, replacements)),
-        )
-        for segment in _undivided(segments, replacements)
+        replace(segment, text=text, words=tuple(_replaced_words(segment.words, replacements)))
+        for segment, text in joined
     ]
 
 
-def _undivided(segments: Sequence[Segment], replacements: Replacements) -> Iterator[Segment]:
-    """The segments of one text. Where an entry reaches from one into the next, they are one."""
-    held: Segment | None = None
-    for segment in segments:
-        if held is None:
-            held = segment
-            continue
-        text = f"{held.text} {segment.text}"
-        if replacements.apply(text) == f"{replacements.apply(held.text)} {replacements.apply(segment.text)}":
-            yield held
-            held = segment
-        else:
-            held = replace(
-                held, end_ms=segment.end_ms, text=text, tokens=held.tokens + segment.tokens,
-                usage=held.usage + segment.usage, words=held.words + segment.words,
-            )  # fmt: skip
-    if held:
-        yield held
+def _joined(segments: Sequence[Segment]) -> Segment:
+    return replace(
+        segments[0],
+        end_ms=segments[-1].end_ms,
+        tokens=tuple(token for segment in segments for token in segment.tokens),
+        usage=sum((segment.usage for segment in segments), Usage()),
+        words=tuple(word for segment in segments for word in segment.words),
+    )
 
 
 def _replaced_words(words: Sequence[Word], replacements: Replacements) -> Iterator[Word]:
-    """As many words as there were keep their times; what else is written for some has the time of all of them."""
-    replacer, read, text = Replacer(replacements), [], ""
-    for word in words:
-        read.append(word)
-        text += replacer.add(f"{word.text} ")
-        if replacer.holds and word is not words[-1]:
-            continue
-        texts = (text + replacer.finish()).split()
-        if len(read) == len(texts):
-            yield from (replace(each, text=written) for each, written in zip(read, texts, strict=True))
+    """As many words as there were keep their times; others have their shares of the time of all that was heard."""
+    left = iter(words)
+    for count, text in _runs([word.text for word in words], replacements):
+        heard, raw = [*islice(left, count)], text.encode()
+        texts = [raw[start:end].decode() for start, end in word_pieces(raw)]
+        if len(texts) == count:
+            yield from (replace(word, text=written) for word, written in zip(heard, texts, strict=True))
         else:
-            yield Word(read[0].start_ms, word.end_ms, " ".join(texts))
-        read, text = [], ""
+            yield from spread(texts, heard[0].start_ms, heard[-1].end_ms)
+
+
+def _runs(texts: Sequence[str], replacements: Replacements) -> list[tuple[int, str]]:
+    """Texts with spaces between them: how many are one, because entries reach from each into the next, and what is
+    written for them."""
+    runs = _Runs(replacements)
+    return [run for text in texts for run in runs.add(text)] + runs.finish()
+
+
+class _Runs:
+    """`_runs` of texts as they come."""
+
+    def __init__(self, replacements: Replacements) -> None:
+        self._replacer = Replacer(replacements)
+        self._borders: deque[int] = deque()  # behind each text that is not told yet, in characters of all
+        self._added = self._read = 0  # characters
+        self._count, self._written = 1, ""
+
+    def add(self, text: str) -> list[tuple[int, str]]:
+        """What can be told by now."""
+        self._borders.append(self._added + len(text))
+        self._added += len(text) + 1
+        return [*self._told(self._replacer.steps(f"{text} "))]
+
+    def finish(self) -> list[tuple[int, str]]:
+        return [*self._told(self._replacer.steps("", final=True))]
+
+    def _told(self, steps: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
+        for heard, written in steps:
+            if self._read == self._borders[0]:  # a space that no entry has taken
+                self._borders.popleft()
+                yield self._count, self._written
+                self._count, self._written = 1, ""
+            else:
+                self._written += written
+            self._read += len(heard)
+            while self._borders and self._borders[0] < self._read:
+                self._borders.popleft()
+                self._count += 1

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from config import ConfigError
 from replacements import Replacements, Replacer, read_replacements, replaced
+from subtitles import TRADE_LIMITS, shown_words, subtitles
 from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage, Word
 
 ENTRIES = {
@@ -116,9 +117,71 @@ async def test_what_is_written_for_several_words_has_their_time() -> None:
     (done,) = [event async for event in replaced(events(), made(ENTRIES))]
     assert [(word.text, word.start_ms, word.end_ms) for word in done.segment.words] == [
         ("new", 0, 90), ("shoes", 100, 190), ("from", 200, 290), ("New", 300, 390), ("York", 400, 490),
-        ("City,", 500, 590), ("going to", 600, 690), ("go,", 700, 790), ("NYC", 800, 990),
+        ("City,", 500, 590), ("going", 600, 664), ("to", 664, 690), ("go,", 700, 790), ("NYC", 800, 990),
     ]  # fmt: skip
     assert " ".join(word.text for word in done.segment.words) == done.segment.text
+
+
+async def whole(heard: Sequence[Segment], entries: dict[str, str]) -> tuple[list[TextDelta], list[Segment]]:
+    """What is written for the segments of one text, which is told before them."""
+
+    async def events() -> AsyncGenerator[TextDelta | SegmentDone]:
+        yield TextDelta(" ".join(segment.text for segment in heard))
+        for segment in heard:
+            yield SegmentDone(segment)
+
+    told = [event async for event in replaced(events(), made(entries))]
+    deltas = [event for event in told if isinstance(event, TextDelta)]
+    return deltas, [event.segment for event in told if isinstance(event, SegmentDone)]
+
+
+def spoken(*words: tuple[int, int, str]) -> Segment:
+    timed = tuple(Word(*word) for word in words)
+    text = " ".join(word.text for word in timed)
+    return Segment(timed[0].start_ms, timed[-1].end_ms, text, (), 0.0, 0.0, Usage(), words=timed)
+
+
+@st.composite
+def utterances(draw: st.DrawFn) -> Segment:
+    words, at = [], 0
+    for text in draw(st.lists(st.sampled_from("lot ee new york city Gonna go, w h o lottery".split()), min_size=1)):
+        at += draw(st.integers(0, 500))
+        words.append((at, at + draw(st.integers(1, 500)), text))
+        at = words[-1][1]
+    return spoken(*words)
+
+
+LONG = {"w h o": "World Health Organization of the United Nations", "new york city": "the big one there"}
+
+
+@pytest.mark.anyio
+@given(heard=utterances())
+async def test_each_written_word_has_a_time_of_its_own_within_that_of_what_was_heard(heard: Segment) -> None:
+    _, (written,) = await whole([heard], ENTRIES | LONG)
+    assert " ".join(word.text for word in written.words) == written.text == made(ENTRIES | LONG).apply(heard.text)
+    assert not any(" " in word.text for word in written.words)
+    times = [time for word in written.words for time in (word.start_ms, word.end_ms)]
+    assert times == sorted(times)
+    assert (times[0], times[-1]) == (heard.start_ms, heard.end_ms)
+    left_alone = {word for word in heard.words if word.text in ("go,", "lottery")}
+    assert left_alone <= {*written.words}
+
+
+@pytest.mark.anyio
+async def test_a_word_that_may_begin_an_entry_and_does_not_keeps_its_time() -> None:
+    heard = spoken((0, 100, "ah"), (200, 300, "ah"), (400, 500, "ee"))
+    _, (written,) = await whole([heard], {"ah ee": "Ahrie"})
+    assert written.words == (Word(0, 100, "ah"), Word(200, 500, "Ahrie"))
+
+
+@pytest.mark.anyio
+async def test_subtitles_cut_no_word_of_what_is_written_for_several() -> None:
+    heard = [(i * 300, i * 300 + 250, word) for i, word in enumerate("we asked the w h o about the flood".split())]
+    _, segments = await whole([spoken(*heard)], LONG)
+    cues = subtitles(shown_words(segments), 3000, TRADE_LIMITS)
+    lines = [line for cue in cues for line in cue.lines]
+    assert " ".join(lines).split() == segments[0].text.split()
+    assert max(map(len, lines)) <= TRADE_LIMITS.line_length
 
 
 @pytest.mark.anyio
