@@ -67,12 +67,16 @@ class Replacer:
     def finish(self) -> str:
         return "".join(written for _, written in self.steps("", final=True))
 
-    def steps(self, piece: str, final: bool = False) -> list[tuple[str, str]]:
-        """As `add` and `finish`, what was heard and what is written for it: single characters, which stay, and
-        entries."""
+    def end_word(self) -> str:
+        """What can be told when a space will follow, if anything does."""
+        return "".join(written for _, written in self.steps("", ahead=" "))
+
+    def steps(self, piece: str, final: bool = False, ahead: str = "") -> list[tuple[str, str]]:
+        """As `add`, `finish` and `end_word`, what was heard and what is written for it: single characters, which stay,
+        and entries."""
         text, at, steps = self._held + piece, 0, []
         while at < len(text):
-            end, written = self._longest(text, at, final)
+            end, written = self._longest(text + ahead, at, final)
             if end is None:
                 break
             steps.append((text[at:end], _like(text[at], written) if written else text[at:end]))
@@ -169,46 +173,68 @@ def _add(replacements: Replacements, row: list[str]) -> None:
 async def replaced(
     events: AsyncGenerator[TextDelta | SegmentDone], replacements: Replacements
 ) -> AsyncGenerator[TextDelta | SegmentDone]:
-    """The events of one chunk, with the tokens that the model wrote and the text that is to be read."""
-    replacer, tokens, segments = Replacer(replacements), (), []
+    """The events of one text, with the tokens that the model wrote and the text that is to be read. Where segments end
+    a word does too. A segment comes behind its text, and later than it came where an entry may reach out of it."""
+    replacer, segments, tokens = Replacer(replacements), _Segments(replacements), ()
     async with aclosing(events):
         async for event in events:
+            done: list[Segment] = []
             if isinstance(event, TextDelta):
                 text, tokens = replacer.add(event.text), tokens + event.tokens
             else:
-                text = replacer.finish()
-                segments.append(event.segment)
+                text, done = replacer.end_word(), await asyncio.to_thread(segments.add, event.segment)
             if text:
                 yield TextDelta(text, tokens)
                 tokens = ()
-    for segment in await asyncio.to_thread(_replaced_segments, segments, replacements):  # a live text may have hours
+            for segment in done:
+                yield SegmentDone(segment)
+    if text := replacer.finish():
+        yield TextDelta(text, tokens)
+    for segment in await asyncio.to_thread(segments.finish):
         yield SegmentDone(segment)
 
 
-def _replaced_segments(segments: Sequence[Segment], replacements: Replacements) -> list[Segment]:
-    left = iter(segments)
-    runs = _runs([segment.text for segment in segments], replacements)
-    joined = [(_joined([*islice(left, count)]), text) for count, text in runs]
-    return [
-        replace(segment, text=text, words=tuple(_replaced_words(segment.words, replacements)))
-        for segment, text in joined
-    ]
+class _Segments:
+    """The segments of one text. Where an entry reaches from one into the next, they are one."""
+
+    def __init__(self, replacements: Replacements) -> None:
+        self._replacements, self._runs = replacements, _Runs(replacements)
+        self._held: deque[Segment] = deque()
+
+    def add(self, segment: Segment) -> list[Segment]:
+        """Those that can be told by now."""
+        self._held.append(segment)
+        return [*self._told(self._runs.add(segment.text))]
+
+    def finish(self) -> list[Segment]:
+        return [*self._told(self._runs.finish())]
+
+    def _told(self, runs: Sequence[tuple[int, str]]) -> Iterator[Segment]:
+        for count, text in runs:
+            segment = _joined([self._held.popleft() for _ in range(count)])
+            yield replace(segment, text=text, words=tuple(_replaced_words(segment.words, self._replacements)))
 
 
 def _joined(segments: Sequence[Segment]) -> Segment:
+    """They may be of several chunks, of which one may have no words with times, and so has what they become."""
+    timed = all(segment.words for segment in segments if segment.text)
     return replace(
         segments[0],
         end_ms=segments[-1].end_ms,
         tokens=tuple(token for segment in segments for token in segment.tokens),
+        no_speech_prob=min(segment.no_speech_prob for segment in segments),
+        temperature=max(segment.temperature for segment in segments),
         usage=sum((segment.usage for segment in segments), Usage()),
-        words=tuple(word for segment in segments for word in segment.words),
+        lapses=tuple(dict.fromkeys(lapse for segment in segments for lapse in segment.lapses)),
+        words=tuple(word for segment in segments for word in segment.words) if timed else (),
     )
 
 
 def _replaced_words(words: Sequence[Word], replacements: Replacements) -> Iterator[Word]:
     """As many words as there were keep their times; others have their shares of the time of all that was heard."""
     left = iter(words)
-    for count, text in _runs([word.text for word in words], replacements):
+    runs = _Runs(replacements)
+    for count, text in [run for word in words for run in runs.add(word.text)] + runs.finish():
         heard, raw = [*islice(left, count)], text.encode()
         texts = [raw[start:end].decode() for start, end in word_pieces(raw)]
         if len(texts) == count:
@@ -217,15 +243,9 @@ def _replaced_words(words: Sequence[Word], replacements: Replacements) -> Iterat
             yield from spread(texts, heard[0].start_ms, heard[-1].end_ms)
 
 
-def _runs(texts: Sequence[str], replacements: Replacements) -> list[tuple[int, str]]:
-    """Texts with spaces between them: how many are one, because entries reach from each into the next, and what is
-    written for them."""
-    runs = _Runs(replacements)
-    return [run for text in texts for run in runs.add(text)] + runs.finish()
-
-
 class _Runs:
-    """`_runs` of texts as they come."""
+    """Texts with spaces between them, as they come: how many are one, because an entry reaches from each into the next,
+    and what is written for them."""
 
     def __init__(self, replacements: Replacements) -> None:
         self._replacer = Replacer(replacements)
