@@ -25,6 +25,10 @@ SAMPLE_RATE = 16_000  # Hz, what Voxtral's encoder was trained on
 SHORTEST_SECONDS = 0.1
 RATES = range(1_000, 768_001)  # Hz; a header can claim any, and what is held for a second goes by it
 MOST_HELD = 1 << 22  # values, of all channels together
+# Power of the mean of channels, as a share of what it is where they have nothing in common, under which they are in
+# opposite phase. Two that are alike leave noise of up to 0.1 where they were compressed behind the crossed wires.
+CANCELLED = 0.2
+JUDGED = 7  # one sample of so many tells, at a seventh of the time
 
 # FFmpeg's demuxers that hold one recording. Playlists and scripts (hls, concat, dash, ...) are left out, because they
 # make the decoder open other files and addresses.
@@ -215,7 +219,7 @@ def _silence(rate: int, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _mono(frames: list[AudioFrame]) -> np.ndarray:
-    """Mean of the channels of frames of one format, float32 (n,) in -1..1.
+    """One channel of frames of one format, float32 (n,) in -1..1.
 
     Reads the planes in place, and of many frames at once: PyAV's own conversions, and a few steps of numpy for each
     frame of 20 ms, take as long as decoding does.
@@ -229,14 +233,32 @@ def _mono(frames: list[AudioFrame]) -> np.ndarray:
     else:
         interleaved = np.concatenate([np.frombuffer(p[0], dtype, n * channels) for p, n in planes])
         parts = list(interleaved.reshape(-1, channels).T)
-    total = np.ascontiguousarray(parts[0], np.float32)
-    for part in parts[1:]:
-        total += part
+    return _mixed([_scaled(part, zero, full_scale) for part in parts])
+
+
+def _scaled(part: np.ndarray, zero: int, full_scale: int) -> np.ndarray:
+    values = np.ascontiguousarray(part, np.float32)
     if zero:
-        total -= zero * channels
-    if full_scale * channels != 1:
-        total *= np.float32(1 / (full_scale * channels))
-    return total
+        values -= zero
+    if full_scale != 1:
+        values *= np.float32(1 / full_scale)
+    return values
+
+
+@np.errstate(over="ignore", invalid="ignore")  # float audio may hold what is no number
+def _mixed(channels: list[np.ndarray]) -> np.ndarray:
+    """The mean of channels (n,). Where they cancel each other, as those of a cable with crossed wires, the first of
+    those that are about as loud as any: codecs change how loud each is, and a second from another one would click."""
+    if len(channels) == 1:
+        return channels[0]
+    mean = np.add(*channels[:2])
+    for channel in channels[2:]:
+        mean += channel
+    mean *= np.float32(1 / len(channels))
+    powers = [channel[::JUDGED].var() for channel in channels]
+    if mean[::JUDGED].var() < CANCELLED * sum(powers) / len(channels) ** 2:
+        return next(channel for channel, power in zip(channels, powers, strict=True) if power >= max(powers) / 2)
+    return mean
 
 
 def _resampled(seconds: Iterator[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:

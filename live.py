@@ -136,7 +136,7 @@ class UtteranceFailed:
 
 @dataclass(frozen=True)
 class LiveFlushed:
-    """The text of all that was fed before a `flush` has come."""
+    """The text of all that was fed before a `flush` has come, but for words that may begin a replacement."""
 
     utterance: int
 
@@ -185,7 +185,8 @@ class LiveSession(ABC):
 
     @abstractmethod
     async def flush(self) -> None:
-        """Write at once what was fed so far; LiveFlushed follows. The utterance goes on."""
+        """Write at once what was fed so far; LiveFlushed follows. The utterance goes on. Words that may begin a
+        replacement wait for what follows them even so."""
 
     @abstractmethod
     async def finish(self) -> None:

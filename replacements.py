@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import csv
 import unicodedata
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from config import ConfigError
-from transcript import Segment, SegmentDone, TextDelta, Word
+from transcript import Segment, SegmentDone, TextDelta, Usage, Word
+from word_times import spread, word_pieces
 
 
 @dataclass
@@ -59,26 +62,27 @@ class Replacer:
 
     def add(self, piece: str) -> str:
         """What can be told of the text by now."""
-        self._held += piece
-        return "".join(self._decided(final=False))
+        return "".join(written for _, written in self.steps(piece))
 
     def finish(self) -> str:
-        return "".join(self._decided(final=True))
+        return "".join(written for _, written in self.steps("", final=True))
 
-    @property
-    def holds(self) -> bool:
-        """Whether the text may end within an entry."""
-        return bool(self._held)
+    def end_word(self) -> str:
+        """What can be told when a space will follow, if anything does."""
+        return "".join(written for _, written in self.steps("", ahead=" "))
 
-    def _decided(self, final: bool) -> Iterator[str]:
-        text, at = self._held, 0
+    def steps(self, piece: str, final: bool = False, ahead: str = "") -> list[tuple[str, str]]:
+        """As `add`, `finish` and `end_word`, what was heard and what is written for it: single characters, which stay,
+        and entries."""
+        text, at, steps = self._held + piece, 0, []
         while at < len(text):
-            end, written = self._longest(text, at, final)
+            end, written = self._longest(text + ahead, at, final)
             if end is None:
                 break
-            yield _like(text[at], written) if written else text[at:end]
+            steps.append((text[at:end], _like(text[at], written) if written else text[at:end]))
             self._before, at = text[end - 1], end
         self._held = text[at:]
+        return steps
 
     def _longest(self, text: str, at: int, final: bool) -> tuple[int | None, str | None]:
         """The end of the longest entry that begins at `at` and what is written for it; the next character and None
@@ -169,64 +173,104 @@ def _add(replacements: Replacements, row: list[str]) -> None:
 async def replaced(
     events: AsyncGenerator[TextDelta | SegmentDone], replacements: Replacements
 ) -> AsyncGenerator[TextDelta | SegmentDone]:
-    """The events of one chunk, with the tokens that the model wrote and the text that is to be read."""
-    replacer, tokens, segments = Replacer(replacements), (), []
+    """The events of one text, with the tokens that the model wrote and the text that is to be read. Where segments end
+    a word does too. A segment comes behind its text, and later than it came where an entry may reach out of it."""
+    replacer, segments, tokens = Replacer(replacements), _Segments(replacements), ()
     async with aclosing(events):
         async for event in events:
+            done: list[Segment] = []
             if isinstance(event, TextDelta):
                 text, tokens = replacer.add(event.text), tokens + event.tokens
             else:
-                text = replacer.finish()
-                segments.append(event.segment)
+                text, done = replacer.end_word(), await asyncio.to_thread(segments.add, event.segment)
             if text:
                 yield TextDelta(text, tokens)
                 tokens = ()
-    for segment in await asyncio.to_thread(_replaced_segments, segments, replacements):  # a live text may have hours
+            for segment in done:
+                yield SegmentDone(segment)
+    if text := replacer.finish():
+        yield TextDelta(text, tokens)
+    for segment in await asyncio.to_thread(segments.finish):
         yield SegmentDone(segment)
 
 
-def _replaced_segments(segments: Sequence[Segment], replacements: Replacements) -> list[Segment]:
-    return [
-        replace(
-            segment,
-            text=replacements.apply(segment.text),
-            words=tuple(_replaced_words(segment.words, replacements)),
-        )
-        for segment in _undivided(segments, replacements)
-    ]
-
-
-def _undivided(segments: Sequence[Segment], replacements: Replacements) -> Iterator[Segment]:
+class _Segments:
     """The segments of one text. Where an entry reaches from one into the next, they are one."""
-    held: Segment | None = None
-    for segment in segments:
-        if held is None:
-            held = segment
-            continue
-        text = f"{held.text} {segment.text}"
-        if replacements.apply(text) == f"{replacements.apply(held.text)} {replacements.apply(segment.text)}":
-            yield held
-            held = segment
-        else:
-            held = replace(
-                held, end_ms=segment.end_ms, text=text, tokens=held.tokens + segment.tokens,
-                usage=held.usage + segment.usage, words=held.words + segment.words,
-            )  # fmt: skip
-    if held:
-        yield held
+
+    def __init__(self, replacements: Replacements) -> None:
+        self._replacements, self._runs = replacements, _Runs(replacements)
+        self._held: deque[Segment] = deque()
+
+    def add(self, segment: Segment) -> list[Segment]:
+        """Those that can be told by now."""
+        self._held.append(segment)
+        return [*self._told(self._runs.add(segment.text))]
+
+    def finish(self) -> list[Segment]:
+        return [*self._told(self._runs.finish())]
+
+    def _told(self, runs: Sequence[tuple[int, str]]) -> Iterator[Segment]:
+        for count, text in runs:
+            segment = _joined([self._held.popleft() for _ in range(count)])
+            yield replace(segment, text=text, words=tuple(_replaced_words(segment.words, self._replacements)))
+
+
+def _joined(segments: Sequence[Segment]) -> Segment:
+    """They may be of several chunks, of which one may have no words with times, and so has what they become."""
+    timed = all(segment.words for segment in segments if segment.text)
+    return replace(
+        segments[0],
+        end_ms=segments[-1].end_ms,
+        tokens=tuple(token for segment in segments for token in segment.tokens),
+        no_speech_prob=min(segment.no_speech_prob for segment in segments),
+        temperature=max(segment.temperature for segment in segments),
+        usage=sum((segment.usage for segment in segments), Usage()),
+        lapses=tuple(dict.fromkeys(lapse for segment in segments for lapse in segment.lapses)),
+        words=tuple(word for segment in segments for word in segment.words) if timed else (),
+    )
 
 
 def _replaced_words(words: Sequence[Word], replacements: Replacements) -> Iterator[Word]:
-    """As many words as there were keep their times; what else is written for some has the time of all of them."""
-    replacer, read, text = Replacer(replacements), [], ""
-    for word in words:
-        read.append(word)
-        text += replacer.add(f"{word.text} ")
-        if replacer.holds and word is not words[-1]:
-            continue
-        texts = (text + replacer.finish()).split()
-        if len(read) == len(texts):
-            yield from (replace(each, text=written) for each, written in zip(read, texts, strict=True))
+    """As many words as there were keep their times; others have their shares of the time of all that was heard."""
+    left = iter(words)
+    runs = _Runs(replacements)
+    for count, text in [run for word in words for run in runs.add(word.text)] + runs.finish():
+        heard, raw = [*islice(left, count)], text.encode()
+        texts = [raw[start:end].decode() for start, end in word_pieces(raw)]
+        if len(texts) == count:
+            yield from (replace(word, text=written) for word, written in zip(heard, texts, strict=True))
         else:
-            yield Word(read[0].start_ms, word.end_ms, " ".join(texts))
-        read, text = [], ""
+            yield from spread(texts, heard[0].start_ms, heard[-1].end_ms)
+
+
+class _Runs:
+    """Texts with spaces between them, as they come: how many are one, because an entry reaches from each into the next,
+    and what is written for them."""
+
+    def __init__(self, replacements: Replacements) -> None:
+        self._replacer = Replacer(replacements)
+        self._borders: deque[int] = deque()  # behind each text that is not told yet, in characters of all
+        self._added = self._read = 0  # characters
+        self._count, self._written = 1, ""
+
+    def add(self, text: str) -> list[tuple[int, str]]:
+        """What can be told by now."""
+        self._borders.append(self._added + len(text))
+        self._added += len(text) + 1
+        return [*self._told(self._replacer.steps(f"{text} "))]
+
+    def finish(self) -> list[tuple[int, str]]:
+        return [*self._told(self._replacer.steps("", final=True))]
+
+    def _told(self, steps: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
+        for heard, written in steps:
+            if self._read == self._borders[0]:  # a space that no entry has taken
+                self._borders.popleft()
+                yield self._count, self._written
+                self._count, self._written = 1, ""
+            else:
+                self._written += written
+            self._read += len(heard)
+            while self._borders and self._borders[0] < self._read:
+                self._borders.popleft()
+                self._count += 1

@@ -10,10 +10,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 from transcript import Segment, Word
-from word_times import begins_sentence
+from word_times import begins_sentence, spread
 
 LONGEST_PAUSE_MS = 2000  # under which a cue stays; a longer one always ends it
 PAUSE_MS = 300  # from which on a pause is as good a place to cut as a comma
@@ -45,15 +44,11 @@ class Cue:
 def shown_words(segments: Iterable[Segment]) -> list[Word]:
     """All words, in order. Where it could not be found when they were spoken, each has its share of the time of its
     segment: nothing that was said may be missing."""
-    return [word for segment in segments for word in segment.words or _spread(segment)]
-
-
-def _spread(segment: Segment) -> Iterator[Word]:
-    texts = segment.text.split()
-    ends = [0, *accumulate(map(len, texts))]  # in characters
-    times = [segment.start_ms + (segment.end_ms - segment.start_ms) * end // max(ends[-1], 1) for end in ends]
-    for text, (start_ms, end_ms) in zip(texts, pairwise(times), strict=True):
-        yield Word(start_ms, end_ms, text)
+    return [
+        word
+        for segment in segments
+        for word in segment.words or spread(segment.text.split(), segment.start_ms, segment.end_ms)
+    ]
 
 
 def subtitles(words: Sequence[Word], audio_ms: int, limits: SubtitleLimits) -> list[Cue]:

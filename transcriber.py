@@ -209,27 +209,37 @@ class Transcription:
 
     async def heard(self) -> AsyncGenerator[Event]:
         """As `events`, of a transcription that has begun with a worker that is held."""
-        assert self._ready
         segments: list[Segment] = []
         text = ""
-        while (item := await self._ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            async with aclosing(self._written(item, separate=bool(text))) as events:
-                async for event in events:
-                    if isinstance(event, TextDelta):
-                        text += event.text
-                    else:
-                        segments.append(event.segment)
-                        if not isinstance(item, Replay):
-                            self._transcriber.metrics.count_tokens(event.segment.usage)
-                    yield event
-            self._decodings.remove(item)
-            self.progress.finish_chunk(stored=isinstance(item, Replay))
+        events, replacements = self._of_chunks(), self._transcriber.replacements
+        async with aclosing(replaced(events, replacements) if replacements else events) as written:
+            async for event in written:
+                if isinstance(event, TextDelta):
+                    text += event.text
+                else:
+                    segments.append(event.segment)
+                yield event
         usage = sum((segment.usage for segment in segments), Usage())
         usage = replace(usage, audio_ms=self._source.decoded_ms)  # with what nobody spoke in
         language = self.request.language or await asyncio.to_thread(languages.detect, text, self.model.spec.languages)
         yield Finished(Transcript(text, language, tuple(segments), usage, self._source.gaps))
+
+    async def _of_chunks(self) -> AsyncGenerator[TextDelta | SegmentDone]:
+        """What the model wrote, chunk after chunk."""
+        assert self._ready
+        has_text = False
+        while (item := await self._ready.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            async with aclosing(self._kept(item, separate=has_text)) as events:
+                async for event in events:
+                    if isinstance(event, TextDelta):
+                        has_text = True
+                    elif not isinstance(item, Replay):
+                        self._transcriber.metrics.count_tokens(event.segment.usage)
+                    yield event
+            self._decodings.remove(item)
+            self.progress.finish_chunk(stored=isinstance(item, Replay))
 
     async def _asked(self, worker: Worker) -> Asked:
         """What each chunk is asked."""
@@ -267,12 +277,12 @@ class Transcription:
         except Exception as error:  # noqa: BLE001 - raised again by events(), after the chunks before it
             await ready.put(error)
 
-    def _written(self, decoding: ChunkDecoding | Replay, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """The events of a chunk, which are kept as they are heard, with what is always written in one way."""
-        events, replacements = decoding.events(separate), self._transcriber.replacements
+    def _kept(self, decoding: ChunkDecoding | Replay, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
+        """The events of a chunk, which are kept as they are heard."""
+        events = decoding.events(separate)
         if self._shelf and isinstance(decoding, ChunkDecoding):
-            events = self._shelf.keep(decoding.chunk, events, separate)
-        return replaced(events, replacements) if replacements else events
+            return self._shelf.keep(decoding.chunk, events, separate)
+        return events
 
     async def close(self) -> None:
         """Give back the places in the batch, the file and the thread. Safe to call twice."""

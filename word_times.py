@@ -6,7 +6,7 @@ Places in a chunk are samples of the chunk. Its spans lead from them to the reco
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -160,3 +160,11 @@ def apart(times: list[tuple[int, int]], first_ms: int, last_ms: int) -> list[tup
         latest = min(start, end - shortest)
         moved[i] = latest, end
     return moved
+
+
+def spread(texts: Sequence[str], start_ms: int, end_ms: int) -> Iterator[Word]:
+    """Words with their shares of a time, by their letters."""
+    ends = [0, *accumulate(map(len, texts))]  # in characters
+    times = [start_ms + (end_ms - start_ms) * end // max(ends[-1], 1) for end in ends]
+    for text, (start, end) in zip(texts, pairwise(times), strict=True):
+        yield Word(start, end, text)

@@ -5,6 +5,8 @@ import io
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import audio_processor
 from audio_processor import SAMPLE_RATE, AudioError, AudioFile, AudioLimits
@@ -76,12 +78,60 @@ def test_what_lies_above_8_khz_does_not_fold_back() -> None:
     assert np.abs(heard[1600:-1600]).max() < 0.001
 
 
-@pytest.mark.parametrize("channels", [2, 3, 6])
+@pytest.mark.parametrize("channels", [2, 3, 6, 16])
 def test_channels_are_averaged(channels: int) -> None:
     samples = np.zeros((len(SPEECH), channels), np.float32)
     samples[:, 0] = SPEECH
     heard = decode(wav(samples, subtype="FLOAT"))
     assert np.allclose(heard, SPEECH / channels, atol=1e-6)
+
+
+@given(
+    gains=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=6),
+    alike=st.floats(-0.5, 1),
+    seconds=st.integers(1, 3),
+    silent=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_channels_that_do_not_cancel_are_averaged_to_the_last_bit(
+    gains: list[float], alike: float, seconds: int, silent: bool, seed: int
+) -> None:
+    """From what is the same in all channels to what is the opposite in half of the power, and with silence between."""
+    random = np.random.default_rng(seed)
+    own = random.standard_normal((seconds * SAMPLE_RATE, len(gains)))
+    signs = np.where(np.arange(len(gains)) % 2, np.sign(alike), 1)
+    common = random.standard_normal((len(own), 1)) * signs
+    samples = (0.1 * np.array(gains) * (abs(alike) * common + (1 - abs(alike)) * own)).astype(np.float32)
+    if silent:
+        samples[len(own) // 4 : len(own) // 2] = 0
+    total = samples[:, 0].copy()
+    for channel in samples.T[1:]:
+        total += channel
+    assert np.array_equal(decode(wav(samples, subtype="FLOAT")), total * np.float32(1 / len(gains)))
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype"), [("WAV", "PCM_U8"), ("WAV", "PCM_16"), ("WAV", "DOUBLE"), ("OGG", "VORBIS")]
+)
+@pytest.mark.parametrize(
+    "others", [[-1], [-0.9], [-1, 0], [-1, 0, 0, 0, 0]], ids=["opposite", "uneven", "three", "surround"]
+)
+@pytest.mark.parametrize("offset", [0, 0.05])
+def test_channels_in_opposite_phase_do_not_make_silence(
+    container: str, subtype: str, others: list[float], offset: float
+) -> None:
+    samples = SPEECH[:, None] * np.array([1, *others]) + offset
+    heard = decode(wav(samples, subtype=subtype, container=container))
+    heard -= heard.mean()
+    assert similarity(heard) > 0.95
+    assert np.linalg.norm(heard) > 0.8 * np.linalg.norm(SPEECH)
+
+
+def test_seconds_in_opposite_phase_are_all_of_the_same_channel() -> None:
+    """Of two that are now and then louder than each other, as codecs make them: another sign would click."""
+    swell = 1 + 0.05 * np.sin(np.arange(len(SPEECH)) / SAMPLE_RATE * 3)
+    samples = np.stack([SPEECH * swell, -SPEECH / swell], axis=1)
+    assert np.allclose(decode(wav(samples, subtype="FLOAT")), samples[:, 0], atol=1e-6)
 
 
 def test_webm_without_a_duration_is_decoded_to_its_end() -> None:

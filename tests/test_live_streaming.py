@@ -312,7 +312,7 @@ async def test_the_end_of_a_long_text_keeps_nobody_else_waiting(monkeypatch: pyt
         monkeypatch.setattr(module, name, noted)
 
     note(live_streaming, "timed_segments")
-    note(replacements, "_undivided")
+    note(replacements, "_replaced_words")
     async with Desk(ScriptedStreams()) as desk:
         desk.live._transcriber.replacements = Replacements()
         session = await desk.open()
@@ -321,7 +321,7 @@ async def test_the_end_of_a_long_text_keeps_nobody_else_waiting(monkeypatch: pyt
         await session.finish()
         assert texts(await reading) == [" ".join(WORDS[:2])]
         await session.close()
-    assert set(threads) == {"timed_segments", "_undivided"}
+    assert set(threads) == {"timed_segments", "_replaced_words"}
     assert threading.main_thread() not in threads.values()
 
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from config import ConfigError
 from replacements import Replacements, Replacer, read_replacements, replaced
+from subtitles import TRADE_LIMITS, shown_words, subtitles
 from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage, Word
 
 ENTRIES = {
@@ -116,9 +118,71 @@ async def test_what_is_written_for_several_words_has_their_time() -> None:
     (done,) = [event async for event in replaced(events(), made(ENTRIES))]
     assert [(word.text, word.start_ms, word.end_ms) for word in done.segment.words] == [
         ("new", 0, 90), ("shoes", 100, 190), ("from", 200, 290), ("New", 300, 390), ("York", 400, 490),
-        ("City,", 500, 590), ("going to", 600, 690), ("go,", 700, 790), ("NYC", 800, 990),
+        ("City,", 500, 590), ("going", 600, 664), ("to", 664, 690), ("go,", 700, 790), ("NYC", 800, 990),
     ]  # fmt: skip
     assert " ".join(word.text for word in done.segment.words) == done.segment.text
+
+
+async def whole(heard: Sequence[Segment], entries: dict[str, str]) -> tuple[list[TextDelta], list[Segment]]:
+    """What is written for the segments of one text, which is told before them."""
+
+    async def events() -> AsyncGenerator[TextDelta | SegmentDone]:
+        yield TextDelta(" ".join(segment.text for segment in heard))
+        for segment in heard:
+            yield SegmentDone(segment)
+
+    told = [event async for event in replaced(events(), made(entries))]
+    deltas = [event for event in told if isinstance(event, TextDelta)]
+    return deltas, [event.segment for event in told if isinstance(event, SegmentDone)]
+
+
+def spoken(*words: tuple[int, int, str]) -> Segment:
+    timed = tuple(Word(*word) for word in words)
+    text = " ".join(word.text for word in timed)
+    return Segment(timed[0].start_ms, timed[-1].end_ms, text, (), 0.0, 0.0, Usage(), words=timed)
+
+
+@st.composite
+def utterances(draw: st.DrawFn) -> Segment:
+    words, at = [], 0
+    for text in draw(st.lists(st.sampled_from("lot ee new york city Gonna go, w h o lottery".split()), min_size=1)):
+        at += draw(st.integers(0, 500))
+        words.append((at, at + draw(st.integers(1, 500)), text))
+        at = words[-1][1]
+    return spoken(*words)
+
+
+LONG = {"w h o": "World Health Organization of the United Nations", "new york city": "the big one there"}
+
+
+@pytest.mark.anyio
+@given(heard=utterances())
+async def test_each_written_word_has_a_time_of_its_own_within_that_of_what_was_heard(heard: Segment) -> None:
+    _, (written,) = await whole([heard], ENTRIES | LONG)
+    assert " ".join(word.text for word in written.words) == written.text == made(ENTRIES | LONG).apply(heard.text)
+    assert not any(" " in word.text for word in written.words)
+    times = [time for word in written.words for time in (word.start_ms, word.end_ms)]
+    assert times == sorted(times)
+    assert (times[0], times[-1]) == (heard.start_ms, heard.end_ms)
+    left_alone = {word for word in heard.words if word.text in ("go,", "lottery")}
+    assert left_alone <= {*written.words}
+
+
+@pytest.mark.anyio
+async def test_a_word_that_may_begin_an_entry_and_does_not_keeps_its_time() -> None:
+    heard = spoken((0, 100, "ah"), (200, 300, "ah"), (400, 500, "ee"))
+    _, (written,) = await whole([heard], {"ah ee": "Ahrie"})
+    assert written.words == (Word(0, 100, "ah"), Word(200, 500, "Ahrie"))
+
+
+@pytest.mark.anyio
+async def test_subtitles_cut_no_word_of_what_is_written_for_several() -> None:
+    heard = [(i * 300, i * 300 + 250, word) for i, word in enumerate("we asked the w h o about the flood".split())]
+    _, segments = await whole([spoken(*heard)], LONG)
+    cues = subtitles(shown_words(segments), 3000, TRADE_LIMITS)
+    lines = [line for cue in cues for line in cue.lines]
+    assert " ".join(lines).split() == segments[0].text.split()
+    assert max(map(len, lines)) <= TRADE_LIMITS.line_length
 
 
 @pytest.mark.anyio
@@ -143,6 +207,83 @@ async def test_segments_that_an_entry_joins_are_one() -> None:
     assert first.segment.tokens == tuple(token for segment in segments[:4] for token in segment.tokens)
     assert first.segment.usage.output_tokens == 4
     assert " ".join(word.text for word in first.segment.words) == texts[0]
+
+
+def in_chunks(*chunks: str) -> list[TextDelta | SegmentDone]:
+    """The events of chunks whose segments are the lines of each; words are tokens and have times."""
+    events, number = [], 0
+    for chunk in chunks:
+        segments = []
+        for line in chunk.split("\n"):
+            words = line.split()
+            tokens = tuple(TextToken(number + i, f" {word}".encode(), -0.1) for i, word in enumerate(words))
+            timed = tuple(Word((number + i) * 100, (number + i) * 100 + 90, word) for i, word in enumerate(words))
+            begin, number = number * 100, number + len(words)
+            usage = Usage(output_tokens=len(words))
+            segments.append(Segment(begin, number * 100, line, tokens, 0.0, 0.0, usage, words=timed))
+        pieces = [TextDelta(token.text, (token,)) for segment in segments for token in segment.tokens]
+        if pieces and not any(isinstance(event, TextDelta) for event in events):
+            pieces[0] = replace(pieces[0], text=pieces[0].text.lstrip())
+        events += [*pieces, *map(SegmentDone, segments)]
+    return events
+
+
+async def written(events: list[TextDelta | SegmentDone], entries: dict[str, str]) -> list[TextDelta | SegmentDone]:
+    async def given() -> AsyncGenerator[TextDelta | SegmentDone]:
+        for event in events:
+            yield event
+
+    return [event async for event in replaced(given(), made(entries))]
+
+
+def text_of(events: list[TextDelta | SegmentDone]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def segments_of(events: list[TextDelta | SegmentDone]) -> list[Segment]:
+    return [event.segment for event in events if isinstance(event, SegmentDone)]
+
+
+WORDS = st.lists(st.sampled_from(["lot", "ee", "new", "york", "city", "l", "so,", "gonna"]), max_size=5).map(" ".join)
+LINES = st.lists(WORDS.filter(bool), min_size=1, max_size=3).map("\n".join)
+
+
+@pytest.mark.anyio
+@given(chunks=st.lists(LINES | st.just(""), max_size=6))
+async def test_a_text_in_any_chunks_is_written_as_the_whole(chunks: list[str]) -> None:
+    heard = in_chunks(*chunks)
+    told = await written(heard, ENTRIES)
+    assert text_of(told) == made(ENTRIES).apply(" ".join(" ".join(chunks).split()))
+    segments = segments_of(told)
+    assert " ".join(segment.text for segment in segments if segment.text) == text_of(told)
+    assert " ".join(word.text for segment in segments for word in segment.words) == text_of(told)
+    for i, event in enumerate(told):
+        if isinstance(event, SegmentDone):
+            before = " ".join(segment.text for segment in segments_of(told[: i + 1]) if segment.text)
+            assert text_of(told[:i]).startswith(before)
+    tokens = [token for event in heard if isinstance(event, TextDelta) for token in event.tokens]
+    assert [token for event in told if isinstance(event, TextDelta) for token in event.tokens] == tokens
+    assert [token for segment in segments for token in segment.tokens] == tokens
+    assert sum(segment.usage.output_tokens for segment in segments) == len(tokens)
+
+
+@pytest.mark.anyio
+async def test_a_chunk_is_told_before_the_next_one_comes_but_for_what_may_begin_an_entry() -> None:
+    told = await written(in_chunks("so lo", "we go to new", "york, then"), ENTRIES)
+    assert [event.text if isinstance(event, TextDelta) else event.segment.text for event in told] == [
+        "so", " ", "lo", "so lo", " we", " ", "go to", " ", "NYC,", " then", "we go to NYC, then",
+    ]  # fmt: skip
+
+
+@pytest.mark.anyio
+async def test_a_segment_of_two_chunks_tells_what_was_wrong_with_either() -> None:
+    first, second = segments_of(in_chunks("we go to new york", "city"))
+    first = replace(first, no_speech_prob=0.25, temperature=0.5, lapses=("loop", "untimed"), words=())
+    second = replace(second, no_speech_prob=0.5, temperature=0.0, lapses=("loop", "length"))
+    (one,) = segments_of(await written([SegmentDone(first), SegmentDone(second)], ENTRIES))
+    assert (one.text, one.start_ms, one.end_ms) == ("we go to New York City", 0, 600)
+    assert (one.no_speech_prob, one.temperature, one.lapses) == (0.25, 0.5, ("loop", "untimed", "length"))
+    assert [word.text for word in shown_words([one])] == one.text.split()
 
 
 def test_a_file_has_two_columns_quotes_where_needed_and_any_empty_lines(tmp_path: Path) -> None:

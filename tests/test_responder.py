@@ -66,6 +66,16 @@ def test_a_question_may_be_about_stereo_of_any_samples(server: Server, subtype: 
     assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 2)
 
 
+def test_a_question_about_channels_in_opposite_phase_is_about_what_is_said_in_them(server: Server) -> None:
+    def answer(channels: list[int]) -> str:
+        data = base64.b64encode(wav(SPOKEN.samples()[:, None] * np.array(channels))).decode()
+        audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        asked = [{"role": "user", "content": [audio, QUESTION]}]
+        return ask(server, asked, max_tokens=20, temperature=0).json()["choices"][0]["message"]["content"]
+
+    assert answer([1, -1]) == answer([1, 1]) != answer([0, 0])
+
+
 def test_transcripts_tell_the_likeliest_tokens_too(client: OpenAI) -> None:
     asked = [{"role": "user", "content": [AUDIO, {"type": "text", "text": "Transcribe this audio."}]}]
     answer = client.chat.completions.create(model=MODEL, messages=asked, logprobs=True, top_logprobs=2)

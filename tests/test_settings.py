@@ -22,13 +22,13 @@ URL = "/v1/audio/transcriptions"
 @pytest.fixture(scope="module")
 def unusual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     replacements = tmp_path_factory.mktemp("settings") / "replacements.csv"
-    replacements.write_text("papa kilo,PK-2\nwindow,Fenster\n")
+    replacements.write_text("papa kilo,PK-2\nwindow,Fenster\nfour kilo,4kg\n")
     settings = {"VOXTRAL_VAD": "off", "VOXTRAL_ALIGNER": "demo_aligner", "VOXTRAL_REPLACEMENTS": str(replacements)}
     with Server("--demo", **settings) as running:
         yield running
 
 
-def post(server: Server, data: bytes, **fields: str) -> httpx.Response:
+def post(server: Server, data: bytes, **fields: str | list[str]) -> httpx.Response:
     return server.client.post(URL, files={"file": data}, data={"model": "whisper-1", "language": "en", **fields})
 
 
@@ -74,6 +74,21 @@ def test_replaced_words_are_written_so_in_every_format_and_every_stream(unusual:
     body["messages"] = [{"role": "user", "content": "Transcribe this audio."}]
     chunks = events(unusual.client.post("/v1/chat/completions", json=body))
     assert "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"]) == written
+
+
+def test_what_two_chunks_hold_together_is_written_as_one_in_answers_streams_words_and_segments(unusual: Server) -> None:
+    data = clip("minute").data
+    fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["segment", "word"]}
+    verbose = post(unusual, data, **fields).json()
+    assert "september 4kg december" in verbose["text"]
+    assert " ".join(segment["text"] for segment in verbose["segments"]) == verbose["text"]
+    assert " ".join(word["word"] for word in verbose["words"]) == verbose["text"]
+    (joined,) = (word for word in verbose["words"] if word["word"] == "4kg")
+    assert joined["start"] < 23.5 < 24 < joined["end"], "a chunk ends between the two words"
+    assert sum(segment["start"] <= joined["start"] < segment["end"] for segment in verbose["segments"]) == 1
+    *deltas, done = events(post(unusual, data, stream="true"))
+    assert "".join(delta["delta"] for delta in deltas) == done["text"] == verbose["text"]
+    assert "4kg" in post(unusual, data, response_format="srt").text.split()
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:

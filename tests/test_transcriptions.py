@@ -234,6 +234,15 @@ def test_five_minutes_stream_in_order_with_little_memory(server: Server) -> None
     assert first_delta_at < total / 2  # an order of events, not a speed
 
 
+def test_stereo_in_opposite_phase_is_heard(server: Server) -> None:
+    """As of a cable whose wires are crossed, where the mean of the channels is silence."""
+    spoken = clip("dense_0")
+    samples = spoken.samples()
+    crossed = np.stack([samples, -samples], axis=1)
+    assert_heard(spoken.words, post(server, wav(crossed), response_format="text").text)
+    assert_heard(spoken.words, post(server, wav(crossed, container="OGG", subtype="VORBIS")).json()["text"])
+
+
 def test_segments_of_a_long_file_are_in_order_and_inside_it(server: Server) -> None:
     audio, _ = long_recording(seconds=90)
     verbose = post(server, audio, response_format="verbose_json").json()
