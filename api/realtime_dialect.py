@@ -155,7 +155,7 @@ class AudioInput:
         return self._feed(samples)
 
     def end(self) -> list[Action]:
-        """What is not whole yet will not be: the rest of what was appended."""
+        """The rest of what was appended."""
         return self._feed(self._decoder.end())
 
     def _feed(self, samples: np.ndarray) -> list[Action]:

@@ -20,7 +20,7 @@ from engine.core import EngineStopped, JobFailed
 from live import LiveError
 from model_manager import ModelUnavailable
 from tests.serving import Server
-from tests.sockets import SPOKEN, pieces, socket
+from tests.sockets import SPOKEN, pcm, pieces, socket
 from tests.speech import Clip, assert_heard, clip
 
 MISTRAL = "/v1/audio/transcriptions/realtime?model=voxtral-mini-latest"
@@ -59,6 +59,19 @@ def test_what_is_wrong_is_told_and_the_session_goes_on(server: Server, path: str
         assert error["error"]["message"]
         talk.say("session.update", session={})
         assert talk.hear()["type"] == "session.updated"
+
+
+@pytest.mark.parametrize("cut", [COMMIT, "input_audio_buffer.clear"])
+def test_audio_may_be_cut_within_a_sample(server: Server, cut: str) -> None:
+    data = bytes(9600) + pcm(SPOKEN.samples())
+    with socket(server) as talk:
+        talk.say("session.update", session=by_hand())
+        talk.say(APPEND, audio=base64.b64encode(data[:6401]).decode())
+        talk.say(cut)
+        talk.say(APPEND, audio=base64.b64encode(data[6401:]).decode())
+        talk.say(COMMIT)
+        texts = [talk.until(COMPLETED)[-1]["transcript"] for _ in range(2 if cut == COMMIT else 1)]
+    assert_heard(SPOKEN.words, " ".join(texts))
 
 
 def test_turns_are_found_and_told_in_the_order_of_the_conversation(server: Server) -> None:
