@@ -177,6 +177,22 @@ class Asked(BaseModel):
         return {name: value for name, value in given.items() if name in cls.model_fields or value is not None}
 
 
+def merged(old: dict[str, Any], change: dict[str, Any], either: dict[str, str]) -> dict[str, Any]:
+    """Objects are merged, unless they become of another type; everything else is replaced. `either`: of names that say
+    the same, the other one, which a value of this one puts out of force."""
+    result = dict(old)
+    for name, value in change.items():
+        if name in either and value is not None:
+            result[either[name]] = change.get(either[name])
+        before = old.get(name)
+        alike = isinstance(before, dict) and isinstance(value, dict)
+        if alike and value.get("type", before.get("type")) == before.get("type"):
+            result[name] = merged(before, value, either)
+        else:
+            result[name] = value
+    return result
+
+
 def _trained_for(delay_ms: int) -> int:
     if delay_ms not in DELAYS_MS:
         raise ValueError("it can be 80 to 1200 in steps of 80, or 2400")

@@ -19,6 +19,7 @@ from api.realtime_dialect import (
     TopLogprobs,
     expected_words,
     known_language,
+    merged,
     wrong_field,
 )  # fmt: skip
 from live import LiveRequest
@@ -114,7 +115,7 @@ class SessionConfig(Asked):
         _refuse_flat(change)
         change = {name: value for name, value in change.items() if name not in (*OF_CONVERSATIONS, *SHOWN)}
         try:
-            return SessionConfig.model_validate(_merged(self.model_dump(), change))
+            return SessionConfig.model_validate(merged(self.model_dump(), change, EITHER))
         except ValidationError as problem:
             raise _explained(wrong_field(problem, "session", tags=("server_vad", "semantic_vad"))) from None
 
@@ -169,22 +170,6 @@ def _refuse_conversations(change: dict[str, Any]) -> None:
 
 # Of two that say the same, the one that came last holds.
 EITHER = {"delay": "delay_ms", "delay_ms": "delay", "language": "languages", "languages": "language"}
-
-
-def _merged(old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Objects are merged, unless they become of another type; everything else is replaced."""
-    result = dict(old)
-    for name, value in change.items():
-        if name in EITHER and value is not None:
-            result[EITHER[name]] = change.get(EITHER[name])
-        before = old.get(name)
-        alike = isinstance(before, dict) and isinstance(value, dict)
-        if alike and value.get("type", before.get("type")) == before.get("type"):
-            result[name] = _merged(before, value)
-        else:
-            result[name] = value
-    return result
-
 
 # What pydantic says of these would not tell what to do.
 REMEDIES = {
