@@ -38,7 +38,7 @@ QUICK = 100_000  # characters, which are read in about a millisecond; more are r
 SEND_SECONDS = 20  # for a client to make room for an event
 BETA_PROTOCOL = "openai-beta.realtime-v1"
 # A session goes on after these.
-PASSING = ("commit_empty", "prompt_unsupported", "delay_fixed")
+PASSING = ("input_audio_buffer_commit_empty", "prompt_unsupported", "delay_fixed")
 
 
 @router.websocket("/realtime")

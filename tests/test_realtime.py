@@ -74,6 +74,17 @@ def test_audio_may_be_cut_within_a_sample(server: Server, cut: str) -> None:
     assert_heard(SPOKEN.words, " ".join(texts))
 
 
+def test_a_commit_of_what_was_cut_just_before_is_told_in_openais_words(server: Server) -> None:
+    spoken = by_hand()["audio"]["input"] | {"turn_detection": {"type": "server_vad"}}
+    with socket(server) as talk:
+        talk.say("session.update", session={"audio": {"input": spoken}})
+        talk.say(APPEND, audio=next(pieces(SPOKEN.samples(), 2)))
+        talk.say("session.update", session=by_hand())  # ends what turn detection had begun
+        talk.say(COMMIT)
+        error = next(event for event in iter(talk.hear, None) if event["type"] == "error")
+    assert error["error"]["code"] == "input_audio_buffer_commit_empty"
+
+
 def test_turns_are_found_and_told_in_the_order_of_the_conversation(server: Server) -> None:
     spoken = clip("sparse_1")
     with socket(server) as talk:
