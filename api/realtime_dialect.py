@@ -62,7 +62,8 @@ class Finish: ...
 
 @dataclass(frozen=True)
 class Close:
-    code: int = 1000  # RFC 6455, section 7.4.1
+    code: int = 1000  # RFC 6455, section 7.4
+    reason: str = ""  # the code of the error that led to it
 
 
 Action = Send | Update | Feed | Commit | Clear | Flush | Finish | Close

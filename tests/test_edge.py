@@ -157,10 +157,11 @@ def test_only_pages_of_this_server_or_of_allowed_origins_may_open_a_socket(guard
 
 
 def closed(talk: Socket) -> tuple[str, int]:
-    """The codes of the error and of the close that follows it."""
+    """The codes of the error and of the close that follows it, which says why too."""
     error = next(event for event in iter(talk.hear, None) if event["type"] == "error")
     with pytest.raises(ConnectionClosed) as caught:
         talk.hear()
+    assert caught.value.rcvd.reason == error["error"]["code"]
     return error["error"]["code"], caught.value.rcvd.code
 
 
@@ -171,9 +172,9 @@ def test_one_session_too_many_and_one_that_is_idle_are_told_and_closed(guarded: 
         guarded.wait_until(lambda health: health["live_sessions"] == 1)
         second.say("input_audio_buffer.append", **append)
         assert closed(second) == ("too_many_sessions", 1013)
-        assert closed(first) == ("idle", 1008)
+        assert closed(first) == ("idle", 4002)
     with socket(guarded, additional_headers=KEY) as silent:
-        assert closed(silent) == ("idle", 1008)
+        assert closed(silent) == ("idle", 4002)
     guarded.wait_until(lambda health: health["live_sessions"] == 0)
 
 
