@@ -37,7 +37,7 @@ LiveErrorCode = Literal[
     "too_many_sessions",  # by LiveSessions
     "prompt_unsupported",  # by open and update: the 4B reads no prompt
     "delay_fixed",  # by update: delay, interval and top_logprobs cannot change once there was audio
-    "commit_empty",  # by commit: less than 100 ms of audio; the session goes on
+    "input_audio_buffer_commit_empty",  # by commit: less than 100 ms; the session goes on. OpenAI's name
     "backlog_full",  # by feed: the model is REALTIME_BACKLOG_SECONDS behind; these samples were not taken
     "idle",  # ends the session: no audio for REALTIME_IDLE_SECONDS
     "too_long",  # likewise: it is REALTIME_SESSION_SECONDS old
@@ -172,7 +172,7 @@ class LiveSession(ABC):
 
     @abstractmethod
     async def commit(self) -> None:
-        """End the utterance here, whatever turn detection says. Raises LiveError commit_empty.
+        """End the utterance here, whatever turn detection says. Raises LiveError input_audio_buffer_commit_empty.
 
         Where there is no turn, the 4B hears what came since the last one, but no more of it than half of
         REALTIME_BACKLOG_SECONDS; of recordings what is no speech is always left out, and so it is here.

@@ -193,7 +193,7 @@ class ListeningSession(LiveSession):
         length = milliseconds(self.fed - self._begin)
         if length < LEAST_COMMIT_MS:
             raise LiveError(
-                "commit_empty",
+                "input_audio_buffer_commit_empty",
                 f"Error committing input audio buffer: buffer too small. Expected at least {LEAST_COMMIT_MS}ms of "
                 f"audio, but buffer only has {length:.2f}ms of audio.",
             )

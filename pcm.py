@@ -41,8 +41,8 @@ class PcmDecoder:
         return self._resampler.resample_chunk(samples) if self._resampler else samples
 
     def end(self) -> np.ndarray:
-        """What the resampler held back. What is decoded afterwards is the beginning of something new."""
-        self._rest = b""
+        """What the resampler held back; what is decoded afterwards is resampled anew. The bytes are still one stream: a
+        sample that is not whole yet may become so, since who cuts at a time cuts at any byte."""
         if self._resampler is None:
             return np.zeros(0, np.float32)
         last = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -104,7 +104,9 @@ class SocketKey:
             named = [name.removeprefix(KEY_PROTOCOL) for name in scope["subprotocols"] if KEY_PROTOCOL in name]
             keys = named + [value for name, value in query if name == KEY_PARAMETER]
             if keys and "authorization" not in Headers(scope=scope):
-                MutableHeaders(scope=scope)["authorization"] = f"Bearer {keys[0]}"
+                # An address may hold what no header can.
+                key = keys[0].encode("latin-1", "backslashreplace").decode("latin-1")
+                MutableHeaders(scope=scope)["authorization"] = f"Bearer {key}"
         await self._app(scope, receive, send)
 
 

@@ -37,8 +37,10 @@ MOST_READ_BYTES = 32 * 1024 * 1024  # of one, to say that it is too large; over 
 QUICK = 100_000  # characters, which are read in about a millisecond; more are read in a thread
 SEND_SECONDS = 20  # for a client to make room for an event
 BETA_PROTOCOL = "openai-beta.realtime-v1"
+# For private use, by RFC 6455, section 7.4.2.
+LIMITS = {"backlog_full": 4001, "idle": 4002, "too_long": 4003, "reader_too_slow": 4004}
 # A session goes on after these.
-PASSING = ("commit_empty", "prompt_unsupported", "delay_fixed")
+PASSING = ("input_audio_buffer_commit_empty", "prompt_unsupported", "delay_fixed")
 
 
 @router.websocket("/realtime")
@@ -111,7 +113,7 @@ class _Talk:
             return
         told = describe(error)
         log.warning("a realtime socket is closed: %s", told.message)
-        for action in (self._dialect.error(told), Close(close_code(told))):
+        for action in (self._dialect.error(told), Close(close_code(told), told.code or "")):
             if not self._reading.done():
                 with suppress(WebSocketDisconnect, LiveError):
                     await self._carry_out([action])
@@ -184,7 +186,7 @@ class _Talk:
             if isinstance(action, Send):
                 await _taken(self._socket.send_text(json.dumps(action.event, separators=(",", ":"))))
             elif isinstance(action, Close):
-                await _taken(self._socket.close(action.code))
+                await _taken(self._socket.close(action.code, action.reason))
                 return False
             elif isinstance(action, Finish) and self._session is None:
                 return await self._carry_out(self._dialect.finished())
@@ -237,8 +239,10 @@ async def _taken(sending: Awaitable[None]) -> None:
 
 
 def close_code(error: ApiError) -> int:
-    """RFC 6455, section 7.4.1, and IANA's registry: come again later, too much, the server failed, or a rule was
-    broken."""
+    """A limit's own, else of RFC 6455, section 7.4.1, and IANA's registry: come again later, too much, the server
+    failed, or a rule was broken."""
+    if error.code in LIMITS:
+        return LIMITS[error.code]
     if error.status in (429, 503):
         return 1013
     if error.status == 413:

@@ -62,7 +62,8 @@ class Finish: ...
 
 @dataclass(frozen=True)
 class Close:
-    code: int = 1000  # RFC 6455, section 7.4.1
+    code: int = 1000  # RFC 6455, section 7.4
+    reason: str = ""  # the code of the error that led to it
 
 
 Action = Send | Update | Feed | Commit | Clear | Flush | Finish | Close
@@ -155,7 +156,7 @@ class AudioInput:
         return self._feed(samples)
 
     def end(self) -> list[Action]:
-        """What is not whole yet will not be: the rest of what was appended."""
+        """The rest of what was appended."""
         return self._feed(self._decoder.end())
 
     def _feed(self, samples: np.ndarray) -> list[Action]:
@@ -175,6 +176,22 @@ class Asked(BaseModel):
         if not isinstance(given, dict):
             return given
         return {name: value for name, value in given.items() if name in cls.model_fields or value is not None}
+
+
+def merged(old: dict[str, Any], change: dict[str, Any], either: dict[str, str]) -> dict[str, Any]:
+    """Objects are merged, unless they become of another type; everything else is replaced. `either`: of names that say
+    the same, the other one, which a value of this one puts out of force."""
+    result = dict(old)
+    for name, value in change.items():
+        if name in either and value is not None:
+            result[either[name]] = change.get(either[name])
+        before = old.get(name)
+        alike = isinstance(before, dict) and isinstance(value, dict)
+        if alike and value.get("type", before.get("type")) == before.get("type"):
+            result[name] = merged(before, value, either)
+        else:
+            result[name] = value
+    return result
 
 
 def _trained_for(delay_ms: int) -> int:

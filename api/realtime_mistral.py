@@ -24,6 +24,7 @@ from api.realtime_dialect import (
     TopLogprobs,
     Update,
     known_language,
+    merged,
     typed,
     wrong_field,
 )  # fmt: skip
@@ -166,7 +167,7 @@ class MistralDialect(Dialect):
         if not isinstance(change, dict):
             raise invalid("session", "session must be an object with what is to change.")
         try:
-            config = SessionConfig.model_validate(self._config.model_dump() | change)
+            config = SessionConfig.model_validate(merged(self._config.model_dump(), change, {}))
         except ValidationError as problem:
             raise wrong_field(problem, "session") from None
         request = config.request(self.model)

@@ -19,6 +19,7 @@ from api.realtime_dialect import (
     TopLogprobs,
     expected_words,
     known_language,
+    merged,
     wrong_field,
 )  # fmt: skip
 from live import LiveRequest
@@ -89,13 +90,23 @@ class SemanticVad(Vad):
     eagerness: Eagerness = "auto"
 
 
+class NoiseReduction(Asked):
+    type: Literal["near_field", "far_field"] | None = None
+    strength: float | None = None
+
+
 class Input(Asked):
     format: Format = Format()
     transcription: Transcription = Transcription()
-    noise_reduction: None = None
+    noise_reduction: NoiseReduction | None = None
     turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = ServerVad(
         type="server_vad"
     )
+
+    @field_validator("noise_reduction")
+    @classmethod
+    def _not_reduced(cls, value: NoiseReduction | None) -> None:
+        """Voxtral hears speech as it is. OpenAI's own examples ask for less noise; they are told what holds."""
 
 
 class Audio(Asked):
@@ -114,7 +125,7 @@ class SessionConfig(Asked):
         _refuse_flat(change)
         change = {name: value for name, value in change.items() if name not in (*OF_CONVERSATIONS, *SHOWN)}
         try:
-            return SessionConfig.model_validate(_merged(self.model_dump(), change))
+            return SessionConfig.model_validate(merged(self.model_dump(), change, EITHER))
         except ValidationError as problem:
             raise _explained(wrong_field(problem, "session", tags=("server_vad", "semantic_vad"))) from None
 
@@ -170,25 +181,8 @@ def _refuse_conversations(change: dict[str, Any]) -> None:
 # Of two that say the same, the one that came last holds.
 EITHER = {"delay": "delay_ms", "delay_ms": "delay", "language": "languages", "languages": "language"}
 
-
-def _merged(old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Objects are merged, unless they become of another type; everything else is replaced."""
-    result = dict(old)
-    for name, value in change.items():
-        if name in EITHER and value is not None:
-            result[EITHER[name]] = change.get(EITHER[name])
-        before = old.get(name)
-        alike = isinstance(before, dict) and isinstance(value, dict)
-        if alike and value.get("type", before.get("type")) == before.get("type"):
-            result[name] = _merged(before, value)
-        else:
-            result[name] = value
-    return result
-
-
 # What pydantic says of these would not tell what to do.
 REMEDIES = {
-    "noise_reduction": "Noise is not reduced here: Voxtral hears speech as it is. Send null, or leave it out.",
     "idle_timeout_ms": "A transcription has no answers that a timeout could trigger. Leave it out.",
     "diarize": "Voxtral does not tell speakers apart. Leave it out.",
     "transcription": "A transcription cannot be switched off. Leave transcription out, or close the session.",

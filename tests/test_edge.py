@@ -116,10 +116,20 @@ def test_a_socket_takes_a_key_wherever_its_client_can_put_one(guarded: Server) -
 def test_a_socket_without_one_of_the_keys_is_refused(guarded: Server) -> None:
     assert refused_socket(guarded) == (401, "invalid_api_key")
     assert refused_socket(guarded, "/v1/realtime?access_token=wrong") == (401, "invalid_api_key")
+    for key in ("%E2%82%AC", "%FF", "%ED%A0%80", ""):
+        assert refused_socket(guarded, f"/v1/realtime?access_token={key}") == (401, "invalid_api_key")
+    beyond = {"Authorization": "Bearer \u00e2\u0082\u00ac"}
+    assert refused_socket(guarded, additional_headers=beyond) == (401, "invalid_api_key")
     assert refused_socket(guarded, subprotocols=["openai-insecure-api-key.wrong"]) == (401, "invalid_api_key")
     value = guarded.client.post("/v1/realtime/client_secrets", headers=KEY).json()["value"]
     answer = guarded.client.get("/v1/models", headers={"Authorization": f"Bearer {value}"})
     assert answer.status_code == 401, "a client secret opens nothing but sockets"
+
+
+def test_where_no_keys_are_asked_for_any_will_do(server: Server) -> None:
+    for key in ("wrong", "%E2%82%AC"):
+        with socket(server, f"/v1/realtime?access_token={key}") as talk:
+            assert talk.hear()["type"] == "session.created"
 
 
 def test_a_key_in_the_address_of_a_socket_is_not_there_when_it_is_logged() -> None:
@@ -147,10 +157,11 @@ def test_only_pages_of_this_server_or_of_allowed_origins_may_open_a_socket(guard
 
 
 def closed(talk: Socket) -> tuple[str, int]:
-    """The codes of the error and of the close that follows it."""
+    """The codes of the error and of the close that follows it, which says why too."""
     error = next(event for event in iter(talk.hear, None) if event["type"] == "error")
     with pytest.raises(ConnectionClosed) as caught:
         talk.hear()
+    assert caught.value.rcvd.reason == error["error"]["code"]
     return error["error"]["code"], caught.value.rcvd.code
 
 
@@ -161,9 +172,9 @@ def test_one_session_too_many_and_one_that_is_idle_are_told_and_closed(guarded: 
         guarded.wait_until(lambda health: health["live_sessions"] == 1)
         second.say("input_audio_buffer.append", **append)
         assert closed(second) == ("too_many_sessions", 1013)
-        assert closed(first) == ("idle", 1008)
+        assert closed(first) == ("idle", 4002)
     with socket(guarded, additional_headers=KEY) as silent:
-        assert closed(silent) == ("idle", 1008)
+        assert closed(silent) == ("idle", 4002)
     guarded.wait_until(lambda health: health["live_sessions"] == 0)
 
 

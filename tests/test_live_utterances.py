@@ -127,7 +127,7 @@ async def test_commits_make_utterances_and_an_empty_one_is_refused() -> None:
         await session.feed(SILENCE[:800])
         with pytest.raises(LiveError, match=r"only has 50\.00ms") as refused:
             await session.commit()
-        assert refused.value.code == "commit_empty"
+        assert refused.value.code == "input_audio_buffer_commit_empty"
         await hear(session, SILENCE)
         await session.commit()
         await session.finish()

@@ -63,11 +63,15 @@ def test_however_a_stream_is_divided_it_is_the_same_audio(encoding: str, rate: i
     np.testing.assert_allclose(heard[: len(expected)], expected[: len(heard)], atol=1e-3)
 
 
-def test_what_follows_an_end_is_a_stream_of_its_own() -> None:
-    data = encoded(clip("short_0").samples(), "pcm_s16le")
-    decoder = PcmDecoder("pcm_s16le", 24_000)
-    first = np.concatenate([decoder.decode(data + b"\x01"), decoder.end()])  # half a sample is none
-    np.testing.assert_array_equal(np.concatenate([decoder.decode(data), decoder.end()]), first)
+@given(encoding=st.sampled_from(ENCODINGS), rate=st.sampled_from([8_000, 16_000, 24_000]), cut=st.integers(0, 2_000))
+def test_behind_an_end_at_any_byte_the_next_whole_sample_comes_first(encoding: str, rate: int, cut: int) -> None:
+    def heard(decoder: PcmDecoder, piece: bytes) -> np.ndarray:
+        return np.concatenate([decoder.decode(piece), decoder.end()])
+
+    data = encoded(np.sin(np.arange(2_001) / 9, dtype=np.float32) / 2, encoding)
+    decoder, begins = PcmDecoder(encoding, rate), cut - cut % (len(data) // 2_001)
+    np.testing.assert_array_equal(heard(decoder, data[:cut]), heard(PcmDecoder(encoding, rate), data[:begins]))
+    np.testing.assert_array_equal(heard(decoder, data[cut:]), heard(PcmDecoder(encoding, rate), data[begins:]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

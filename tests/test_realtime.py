@@ -20,7 +20,7 @@ from engine.core import EngineStopped, JobFailed
 from live import LiveError
 from model_manager import ModelUnavailable
 from tests.serving import Server
-from tests.sockets import SPOKEN, pieces, socket
+from tests.sockets import SPOKEN, pcm, pieces, socket
 from tests.speech import Clip, assert_heard, clip
 
 MISTRAL = "/v1/audio/transcriptions/realtime?model=voxtral-mini-latest"
@@ -59,6 +59,30 @@ def test_what_is_wrong_is_told_and_the_session_goes_on(server: Server, path: str
         assert error["error"]["message"]
         talk.say("session.update", session={})
         assert talk.hear()["type"] == "session.updated"
+
+
+@pytest.mark.parametrize("cut", [COMMIT, "input_audio_buffer.clear"])
+def test_audio_may_be_cut_within_a_sample(server: Server, cut: str) -> None:
+    data = bytes(9600) + pcm(SPOKEN.samples())
+    with socket(server) as talk:
+        talk.say("session.update", session=by_hand())
+        talk.say(APPEND, audio=base64.b64encode(data[:6401]).decode())
+        talk.say(cut)
+        talk.say(APPEND, audio=base64.b64encode(data[6401:]).decode())
+        talk.say(COMMIT)
+        texts = [talk.until(COMPLETED)[-1]["transcript"] for _ in range(2 if cut == COMMIT else 1)]
+    assert_heard(SPOKEN.words, " ".join(texts))
+
+
+def test_a_commit_of_what_was_cut_just_before_is_told_in_openais_words(server: Server) -> None:
+    spoken = by_hand()["audio"]["input"] | {"turn_detection": {"type": "server_vad"}}
+    with socket(server) as talk:
+        talk.say("session.update", session={"audio": {"input": spoken}})
+        talk.say(APPEND, audio=next(pieces(SPOKEN.samples(), 2)))
+        talk.say("session.update", session=by_hand())  # ends what turn detection had begun
+        talk.say(COMMIT)
+        error = next(event for event in iter(talk.hear, None) if event["type"] == "error")
+    assert error["error"]["code"] == "input_audio_buffer_commit_empty"
 
 
 def test_turns_are_found_and_told_in_the_order_of_the_conversation(server: Server) -> None:
@@ -146,7 +170,7 @@ def test_a_model_that_is_not_there_is_told_and_the_socket_closed(server: Server,
         assert talk.hear()["error"]["code"] == code
         with pytest.raises(ConnectionClosed) as caught:
             talk.hear()
-        assert caught.value.rcvd.code == 1008
+        assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1008, "model_not_found")
 
 
 def test_over_a_message_that_is_far_too_large_the_session_ends_and_says_why(server: Server) -> None:
@@ -156,12 +180,12 @@ def test_over_a_message_that_is_far_too_large_the_session_ends_and_says_why(serv
         assert talk.hear()["error"]["code"] == "message_too_large"
         with pytest.raises(ConnectionClosed) as caught:
             talk.hear()
-        assert caught.value.rcvd.code == 1009
+        assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1009, "message_too_large")
 
 
 @pytest.mark.parametrize(("error", "code"), [
-    (LiveError("too_many_sessions", ""), 1013), (LiveError("backlog_full", ""), 1013), (LiveError("idle", ""), 1008),
-    (LiveError("too_long", ""), 1008), (LiveError("reader_too_slow", ""), 1008), (EngineStopped("gone"), 1013),
+    (LiveError("too_many_sessions", ""), 1013), (LiveError("backlog_full", ""), 4001), (LiveError("idle", ""), 4002),
+    (LiveError("too_long", ""), 4003), (LiveError("reader_too_slow", ""), 4004), (EngineStopped("gone"), 1013),
     (JobFailed("no memory"), 1011), (ModelUnavailable("absent", ""), 1008), (ZeroDivisionError(), 1011),
 ], ids=repr)  # fmt: skip
 def test_whatever_ends_a_session_has_its_close_code(error: Exception, code: int) -> None:

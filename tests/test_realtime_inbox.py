@@ -150,27 +150,29 @@ async def test_what_a_session_refuses_is_told_and_not_asked_for_again() -> None:
     assert [(each["prompt"], each["language"]) for each in shown] == [("short", None), ("short", "en")]
 
 
-@pytest.mark.parametrize(("limits", "code"), [
-    ({"realtime_idle_seconds": 1}, "idle"), ({"realtime_session_seconds": 1}, "too_long"),
+@pytest.mark.parametrize(("limits", "code", "closed"), [
+    ({"realtime_idle_seconds": 1}, "idle", 4002), ({"realtime_session_seconds": 1}, "too_long", 4003),
 ], ids=str)  # fmt: skip
-async def test_updates_without_end_are_no_audio_and_keep_no_socket(limits: dict[str, int], code: str) -> None:
+async def test_updates_without_end_are_no_audio_and_keep_no_socket(
+    limits: dict[str, int], code: str, closed: int
+) -> None:
     class Insistent(Peer):
         def __init__(self) -> None:
             super().__init__([], answers=0)
-            self.closed: list[int] = []
+            self.closed: list[tuple[int, str]] = []
 
         async def receive(self) -> dict[str, Any]:
             await asyncio.sleep(0.1)
             return {"type": "websocket.receive", "text": '{"type": "session.update", "session": {}}'}
 
-        async def close(self, code: int) -> None:
-            self.closed.append(code)
+        async def close(self, code: int, reason: str) -> None:
+            self.closed.append((code, reason))
 
     peer, around = Insistent(), service(SimpleNamespace(socket=nullcontext))
     around.settings = Settings(**limits)
     async with asyncio.timeout(30):
         await realtime._Talk(peer, around, OpenAIDialect(TERMS, MODELS["whisper-1"])).run()
-    assert (peer.heard[-1]["error"]["code"], peer.closed) == (code, [1008])
+    assert (peer.heard[-1]["error"]["code"], peer.closed) == (code, [(closed, code)])
 
 
 async def test_a_client_that_takes_no_events_is_told_so_behind_them_and_the_socket_is_closed(
@@ -183,11 +185,11 @@ async def test_a_client_that_takes_no_events_is_told_so_behind_them_and_the_sock
         said.append(json.loads(text))
         await forever.wait()
 
-    async def close(code: int) -> None:
-        closed.append(code)
+    async def close(code: int, reason: str) -> None:
+        closed.append((code, reason))
         await forever.wait()
 
     talk = SimpleNamespace(receive=forever.wait, send_text=send_text, close=close)
     await realtime._Talk(talk, service(SimpleNamespace(socket=nullcontext)), MistralDialect(TERMS, None)).run()
     assert [event["type"] for event in said] == ["session.created", "error"]
-    assert (said[1]["error"]["type"], closed) == ("reader_too_slow", [1008])
+    assert (said[1]["error"]["type"], closed) == ("reader_too_slow", [(4004, "reader_too_slow")])

@@ -77,6 +77,16 @@ def test_an_update_merges_and_is_told() -> None:
     assert (speaker.request.turn_detection, speaker.request.language) == (None, None)
 
 
+def test_an_update_of_a_part_of_the_format_or_of_the_turns_leaves_the_other_parts() -> None:
+    speaker = dialect()
+    speaker.receive(update(audio_format={"encoding": "pcm_mulaw", "sample_rate": 44_100}, turn_detection=TURNS))
+    changes = {"audio_format": {"sample_rate": 8_000}, "turn_detection": {"min_silence_ms": 900}}
+    (answer,) = said(speaker.receive(update(**changes)))
+    assert answer["session"]["audio_format"] == {"encoding": "pcm_mulaw", "sample_rate": 8_000}
+    assert answer["session"]["turn_detection"] == TURNS | {"min_silence_ms": 900}
+    assert fed_seconds([*speaker.receive(APPEND | {"audio": audio(0.5, 8_000, "u1")}), *speaker.receive(END)]) == 0.5
+
+
 def test_a_session_may_be_sent_back_as_it_was_told() -> None:
     (hello,) = said(MistralDialect(TERMS, "whisper-1").hello())
     (answer,) = said(dialect().receive(update(**hello["session"])))

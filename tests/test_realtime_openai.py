@@ -86,6 +86,20 @@ def test_an_update_changes_what_it_names_and_null_switches_off() -> None:
     assert speaker.request.turn_detection == TurnDetection("semantic_vad", eagerness="high")
 
 
+@pytest.mark.parametrize("reduction", [{"type": "near_field", "strength": 1}, {"type": "far_field"}, {}], ids=str)
+def test_noise_reduction_may_be_asked_for_as_in_openais_examples_and_what_holds_is_that_there_is_none(
+    reduction: dict[str, Any],
+) -> None:
+    speaker = dialect()
+    asked = {"transcription": {"model": "live", "language": "en"}, "turn_detection": None}
+    for _ in range(2):
+        (answer,) = said(speaker.receive(update(asked | {"noise_reduction": reduction})))
+        server_event.validate_python(answer, strict=True)
+        heard = answer["session"]["audio"]["input"]
+        assert (heard["noise_reduction"], heard["turn_detection"]) == (None, None)
+    assert (speaker.model.name, speaker.request.language) == ("live", "en")
+
+
 def test_a_delay_is_the_streaming_models_and_null_where_there_is_none() -> None:
     speaker = dialect()
     session = updated(speaker, update({"transcription": {"delay": "low"}}))
@@ -139,7 +153,8 @@ INPUT = "session.audio.input"
     ({"audio": {"input": {"transcription": {"delay_ms": 100}}}}, f"{INPUT}.transcription.delay_ms"),
     ({"audio": {"input": {"transcription": {"keywords": ["x" * 101]}}}}, f"{INPUT}.transcription.keywords"),
     ({"audio": {"input": {"transcription": None}}}, f"{INPUT}.transcription"),
-    ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, f"{INPUT}.noise_reduction"),
+    ({"audio": {"input": {"noise_reduction": {"type": "in_space"}}}}, f"{INPUT}.noise_reduction.type"),
+    ({"audio": {"input": {"noise_reduction": {"level": 1}}}}, f"{INPUT}.noise_reduction.level"),
     ({"audio": {"input": {"format": {"type": "audio/opus"}}}}, f"{INPUT}.format.type"),
     ({"audio": {"input": {"format": {"rate": 96_000}}}}, f"{INPUT}.format.rate"),
     ({"audio": {"input": {"turn_detection": {"threshold": 2}}}}, f"{INPUT}.turn_detection.threshold"),
@@ -362,7 +377,7 @@ def test_the_beta_is_flat_and_tells_of_an_item_once() -> None:
 def test_the_betas_errors_are_in_its_own_words() -> None:
     speaker = dialect(beta=True)
     for change, name in (
-        ({"input_audio_noise_reduction": {"type": "far_field"}}, "session.input_audio_noise_reduction"),
+        ({"input_audio_noise_reduction": {"type": "in_space"}}, "session.input_audio_noise_reduction.type"),
         ({"input_audio_transcription": {"language": "klingon"}}, "session.input_audio_transcription.language"),
         ({"input_audio_transcription": {"delay_msec": 80}}, "session.input_audio_transcription.delay_msec"),
         ({"input_audio_format": "mp3"}, "session.input_audio_format"),

@@ -118,7 +118,7 @@ def test_openai_transcribes_live(openai: Results) -> None:
     assert completed["transcript"] == "".join(event.get("delta", "") for event in events)
     assert_heard(WORDS, completed["transcript"])
     refused = openai.thrown("live_refused")
-    assert refused == {"thrown": "unsupported_value", "message": "session.audio.input.noise_reduction"}
+    assert refused == {"thrown": "unsupported_value", "message": "session.audio.input.transcription.diarize"}
 
 
 @with_mistral

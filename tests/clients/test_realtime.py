@@ -22,6 +22,7 @@ with_openai = pytest.mark.client("openai (Python)")
 with_mistral = pytest.mark.client("mistralai (Python)")
 PREFIX = "conversation.item.input_audio_transcription"
 LOGPROBS = "item.input_audio_transcription.logprobs"
+NEAR = {"noise_reduction": {"type": "near_field"}}  # as in OpenAI's examples; none holds
 
 
 @pytest.fixture
@@ -50,12 +51,13 @@ def heard_live(connection: Any) -> list[Any]:
 @with_openai
 @pytest.mark.parametrize("model", ["whisper-1", "voxtral-realtime"])
 def test_openai_transcribes_live_with_scores(client: openai.OpenAI, model: str) -> None:
-    heard = {"transcription": {"model": model, "language": "en"}, "turn_detection": None}
+    heard = {"transcription": {"model": model, "language": "en"}, "turn_detection": None, **NEAR}
     with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
         connection.session.update(session={"type": "transcription", "audio": {"input": heard}, "include": [LOGPROBS]})
         created, updated, *events, completed = heard_live(connection)
     assert (created.type, updated.type) == ("session.created", "session.updated")
     assert updated.session.audio.input.transcription.language == "en"
+    assert updated.session.audio.input.noise_reduction is None
     assert_heard(SPOKEN.words, completed.transcript)
     deltas = [event for event in events if event.type == f"{PREFIX}.delta"]
     assert "".join(event.delta for event in deltas) == completed.transcript
@@ -66,9 +68,9 @@ def test_openai_transcribes_live_with_scores(client: openai.OpenAI, model: str) 
 
 @with_openai
 def test_openais_client_secret_opens_a_session_as_it_was_configured(client: openai.OpenAI) -> None:
-    asked = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
+    asked = {"type": "transcription", "audio": {"input": {"turn_detection": None, **NEAR}}}
     secret = client.realtime.client_secrets.create(session=asked)
-    assert secret.session.audio.input.turn_detection is None
+    assert (secret.session.audio.input.turn_detection, secret.session.audio.input.noise_reduction) == (None, None)
     browser = client.with_options(api_key=secret.value)
     with browser.realtime.connect(extra_query={"intent": "transcription"}) as connection:
         assert_heard(SPOKEN.words, heard_live(connection)[-1].transcript)
@@ -76,7 +78,8 @@ def test_openais_client_secret_opens_a_session_as_it_was_configured(client: open
 
 @with_openai
 def test_openais_beta_transcribes_live(client: openai.OpenAI) -> None:
-    asked = {"input_audio_format": "pcm16", "input_audio_transcription": {"model": "whisper-1", "language": "en"}}
+    asked = {"input_audio_format": "pcm16", "input_audio_transcription": {"model": "whisper-1", "language": "en"},
+             "input_audio_noise_reduction": {"type": "near_field"}}  # fmt: skip
     session = client.beta.realtime.transcription_sessions.create(**asked)
     assert session.client_secret.value.startswith("ek_")
     with client.beta.realtime.connect(model="whisper-1") as connection:

@@ -44,8 +44,8 @@ const live = (input) => new Promise((resolve, reject) => {
 });
 
 await report({
-  live: () => live({ transcription: { model, language: "en" } }),
-  live_refused: () => live({ noise_reduction: { type: "near_field" } }),
+  live: () => live({ transcription: { model, language: "en" }, noise_reduction: { type: "near_field" } }),
+  live_refused: () => live({ transcription: { model, diarize: true } }),
   json: () => transcribe({}),
   verbose_json: () => transcribe({ response_format: "verbose_json", timestamp_granularities: ["segment"] }),
   vtt: () => transcribe({ response_format: "vtt" }),
