@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from aligner import Aligner
     from engine.worker import Worker  # brings torch, which takes seconds
 
+HOUSEKEEPING_SECONDS = 3600  # after which texts are dropped that have become too old
+
 Ready = asyncio.Queue[ChunkDecoding | Replay | Exception | None]  # chunks in their order, at last an error or None
 
 
@@ -114,6 +116,12 @@ class Transcriber:
         cap = self.settings.token_cap(seconds)
         audio_tokens = worker.backend.audio_tokens(seconds * SAMPLE_RATE)
         worker.check(prompt, audio_tokens, min(cap, request.max_tokens or cap), request.sampling)
+
+    async def keep_house(self) -> None:
+        """Drop what the store has kept for too long, also where nobody asks for anything. Runs for ever."""
+        while self.store:
+            await asyncio.to_thread(self.store.drop_old)
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
     def use(self, model: Model) -> AbstractAsyncContextManager[Worker]:
         return self._models.use(model)
