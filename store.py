@@ -171,7 +171,7 @@ class ChunkStore:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """A chunk that was decoded before, in the place of a ChunkDecoding."""
+    """A chunk that was decoded before, in the place of a ChunkAhead."""
 
     chunk: Chunk
     content: StoredChunk
@@ -198,9 +198,9 @@ class Shelf:
         return Replay(chunk, found) if found else None
 
     async def keep(
-        self, chunk: Chunk, events: AsyncGenerator[TextDelta | SegmentDone], separate: bool
+        self, chunk: Chunk, events: AsyncGenerator[TextDelta | SegmentDone]
     ) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """The events of a chunk, which are kept once all have gone. A text that is not whole or mixed is not kept: the
+        """The events of a chunk, which are kept once all have come. A text that is not whole or mixed is not kept: the
         next request is to try again."""
         text, segments, mixed = "", [], False
         async with aclosing(events):
@@ -212,8 +212,9 @@ class Shelf:
                     mixed |= event.mixed
                 yield event
         if not mixed and not any(segment.lapses for segment in segments):
-            content = StoredChunk(text[1:] if separate else text, tuple(segments))
-            await asyncio.to_thread(lambda: self._store.save(self._key(chunk), content))
+            content = StoredChunk(text, tuple(segments))
+            saving = asyncio.to_thread(lambda: self._store.save(self._key(chunk), content))
+            await asyncio.shield(saving)  # also where the client leaves meanwhile
 
     def _key(self, chunk: Chunk) -> bytes:
         """SHA-256. The chunk's place is part of it, so that times are right to the millisecond."""

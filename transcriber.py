@@ -22,7 +22,7 @@ from audio_processor import SAMPLE_RATE, AudioFile
 from chunk_reader import ChunkReader
 from chunking import Chunk, chunks, speech_chunks
 from config import Settings
-from decoding import Asked, ChunkDecoding
+from decoding import Asked, ChunkAhead, ChunkDecoding
 from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import VoxtralTokenizer
 from metrics import Metrics
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING_SECONDS = 3600  # after which texts are dropped that have become too old
 
-Ready = asyncio.Queue[ChunkDecoding | Replay | Exception | None]  # chunks in their order, at last an error or None
+Ready = asyncio.Queue[ChunkAhead | Replay | Exception | None]  # chunks in their order, at last an error or None
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Transcription:
         self._settings = transcriber.settings
         self._ready: Ready | None = None
         self._shelf: Shelf | None = None
-        self._decodings: list[ChunkDecoding | Replay] = []
+        self._decodings: list[ChunkAhead | Replay] = []
         self._producer: asyncio.Task[None] | None = None
         self._silent = False  # whether there is no text yet of what is to be told as a whole, in `events`
         self._closed = False
@@ -227,8 +227,6 @@ class Transcription:
                         text += event.text
                     else:
                         segments.append(event.segment)
-                        if not isinstance(item, Replay):
-                            self._transcriber.metrics.count_tokens(event.segment.usage)
                     yield event
             self._decodings.remove(item)
             self.progress.finish_chunk(item.chunk.end_ms, stored=isinstance(item, Replay))
@@ -265,7 +263,7 @@ class Transcription:
         try:
             while chunk := await self._source.next():
                 found = await self._shelf.find(chunk) if self._shelf else None
-                self._decodings.append(found or ChunkDecoding(asked, chunk))
+                self._decodings.append(found or self._ahead(ChunkDecoding(asked, chunk)))
                 self.progress.take(chunk.end_ms, stored=found is not None)
                 await ready.put(self._decodings[-1])
             self.progress.take_all(self._source.decoded_ms)
@@ -273,11 +271,23 @@ class Transcription:
         except Exception as error:  # noqa: BLE001 - raised again by events(), after the chunks before it
             await ready.put(error)
 
-    def _written(self, decoding: ChunkDecoding | Replay, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """The events of a chunk, which are kept as they are heard, with what is always written in one way."""
-        events, replacements = decoding.events(separate), self._transcriber.replacements
-        if self._shelf and isinstance(decoding, ChunkDecoding):
-            events = self._shelf.keep(decoding.chunk, events, separate)
+    def _ahead(self, decoding: ChunkDecoding) -> ChunkAhead:
+        """Kept and counted when it is done, even where its text does not leave any more."""
+        events = self._counted(decoding.events())
+        return ChunkAhead(decoding, self._shelf.keep(decoding.chunk, events) if self._shelf else events)
+
+    async def _counted(
+        self, events: AsyncGenerator[TextDelta | SegmentDone]
+    ) -> AsyncGenerator[TextDelta | SegmentDone]:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, SegmentDone):
+                    self._transcriber.metrics.count_tokens(event.segment.usage)
+                yield event
+
+    def _written(self, item: ChunkAhead | Replay, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
+        """The events of a chunk, with what is always written in one way."""
+        events, replacements = item.events(separate), self._transcriber.replacements
         return replaced(events, replacements) if replacements else events
 
     async def close(self) -> None:

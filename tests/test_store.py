@@ -337,7 +337,7 @@ async def keep(shelf: Shelf, content: StoredChunk) -> None:
         for event in content.events(separate=False):
             yield event
 
-    async for _ in shelf.keep(CHUNK, events(), separate=False):
+    async for _ in shelf.keep(CHUNK, events()):
         pass
 
 
@@ -384,22 +384,20 @@ async def test_a_text_of_two_hearings_is_not_kept(file: Path) -> None:
         yield TextDelta("grüße", TOKENS)
         yield SegmentDone(SEGMENT, mixed=True)
 
-    assert [event async for event in shelf.keep(CHUNK, events(), separate=False)]
+    assert [event async for event in shelf.keep(CHUNK, events())]
     assert await shelf.find(CHUNK) is None
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("separate", [False, True])
-async def test_a_kept_chunk_has_the_events_that_it_had(file: Path, separate: bool) -> None:
-    """In whatever pieces they came, and whatever stood before it when it came first."""
+async def test_a_kept_chunk_has_the_events_that_it_had_in_whatever_pieces_they_came(file: Path) -> None:
     shelf = Shelf(opened(file), ABOUT, Metrics())
 
     async def pieces() -> AsyncGenerator[TextDelta | SegmentDone]:
-        yield TextDelta(" grü" if separate else "grü", TOKENS[:1])
+        yield TextDelta("grü", TOKENS[:1])
         yield TextDelta("ße", TOKENS[1:])
         yield SegmentDone(SEGMENT)
 
-    passed = [event async for event in shelf.keep(CHUNK, pieces(), separate)]
+    passed = [event async for event in shelf.keep(CHUNK, pieces())]
     assert passed == [event async for event in pieces()]
     found = await shelf.find(CHUNK)
     assert [event async for event in found.events(False)] == [TextDelta("grüße", TOKENS), SegmentDone(SEGMENT)]
