@@ -15,14 +15,13 @@ class ChunkText:
     """Tokens to deltas. Tokens that repeat what stands before them are held back: once sent, text cannot be taken
     back, and they may be the beginning of a loop. After a long repeat nothing is told until all is known."""
 
-    def __init__(self, separate: bool, held: bool = False) -> None:
-        """`separate`: text of another chunk stands before, put a space. `held`: nothing is told before the end."""
+    def __init__(self, held: bool = False) -> None:
+        """`held`: nothing is told before the end."""
         self.text = ""
         self.tokens: list[TextToken] = []
         self._read = 0  # tokens that have become text
         self._sent = 0  # tokens that have left with a delta
         self.mixed = False  # of a first decoding, as far as it was told, and a second one
-        self._separator = " " if separate else ""
         self._held = held
         self._decoder, self._loops = TextDecoder(), LoopDetector()
 
@@ -68,7 +67,7 @@ class ChunkText:
         piece = piece if self.text else piece.lstrip()
         if not piece:
             return None
-        delta = TextDelta(piece if self.text else self._separator + piece, tuple(self.tokens[self._sent : until]))
+        delta = TextDelta(piece, tuple(self.tokens[self._sent : until]))
         self.text, self._sent = self.text + piece, until
         return delta
 

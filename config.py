@@ -133,7 +133,8 @@ class Settings(BaseModel):
         256,
         ge=0,
         description="Megabytes (10^6 bytes) on disk for the text of finished chunks, so that a recording that is sent "
-        "again goes on where it was. 0: none is kept.",
+        "again goes on where it was. 0: nothing is kept or read, and what was kept before stays in "
+        "`chunks.sqlite3` of CHUNK_STORE_DIR until you delete that file.",
     )
     chunk_store_days: int = Field(7, ge=1, le=3650, description="Days after which such a text is dropped.")
     chunk_store_dir: Path | None = Field(

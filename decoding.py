@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -77,12 +78,9 @@ class ChunkDecoding:
     def cancel(self) -> None:
         self._stream.cancel()
 
-    async def events(self, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """Deltas as they are decoded, then the segments. `separate`: text stands before, put a space.
-
-        Raises EngineError.
-        """
-        text = ChunkText(separate, held=not self._asked.streamed)
+    async def events(self) -> AsyncGenerator[TextDelta | SegmentDone]:
+        """Deltas as they are decoded, then the segments. Raises EngineError."""
+        text = ChunkText(held=not self._asked.streamed)
         async for token in self._tokens():
             if not self._asked.streamed:
                 self._asked.begun()
@@ -163,7 +161,7 @@ class ChunkDecoding:
 
     async def _decode(self, samples: np.ndarray, temperature: float) -> _Heard:
         self._stream = self._submit(samples, temperature)
-        text = ChunkText(separate=False)
+        text = ChunkText()
         async for token in self._tokens():
             text.add(token)
         return self._heard(text)
@@ -232,6 +230,40 @@ class ChunkDecoding:
     @property
     def _place(self) -> str:
         return f"chunk {self.chunk.index}, {self.chunk.start / SAMPLE_RATE:.1f} s into the audio"
+
+
+class ChunkAhead:
+    """A chunk whose events come about whether or not it is its turn to tell them, so that one behind a longer one ends
+    when it is done and is heard again at once if it must be. Iterate `events` once; `cancel` it if it is not to end."""
+
+    def __init__(self, decoding: ChunkDecoding, events: AsyncGenerator[TextDelta | SegmentDone]) -> None:
+        """`events`: of `decoding`, with what is done as they come."""
+        self.chunk = decoding.chunk
+        self._decoding = decoding
+        self._come: asyncio.Queue[TextDelta | SegmentDone | Exception | None] = asyncio.Queue()
+        self._work = asyncio.create_task(self._decode(events))
+
+    async def _decode(self, events: AsyncGenerator[TextDelta | SegmentDone]) -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    self._come.put_nowait(event)
+            self._come.put_nowait(None)
+        except Exception as error:  # noqa: BLE001 - raised again by events()
+            self._come.put_nowait(error)
+
+    async def events(self, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
+        """`separate`: text stands before, put a space. Raises EngineError."""
+        while (event := await self._come.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, TextDelta) and separate:
+                event, separate = replace(event, text=f" {event.text}"), False
+            yield event
+
+    def cancel(self) -> None:
+        self._work.cancel()
+        self._decoding.cancel()
 
 
 def _can_be_halved(samples: np.ndarray) -> bool:

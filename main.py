@@ -66,7 +66,8 @@ def create_app(settings: Settings, download: bool = True) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(_prepare_models(models, download)), asyncio.create_task(models.keep_house())]
+        work = _prepare_models(models, download), models.keep_house(), transcriber.keep_house()
+        tasks = [asyncio.create_task(part) for part in work]
         yield
         for task in tasks:
             task.cancel()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, closing
@@ -29,7 +31,7 @@ log = logging.getLogger("voxtral.store")
 Result = TypeVar("Result")
 VERSION = 2  # to be raised when the same request and audio are to give another text than before
 BUSY_SECONDS = 0.2  # to wait for another process that writes
-REST_SECONDS = 60.0  # without the file after it could not be used
+REST_SECONDS = 60.0  # without the file after a fault, of which time is no remedy
 NO_SAMPLES = np.zeros(0, np.float32)
 SCHEMA = """
     PRAGMA journal_mode = WAL;
@@ -69,16 +71,22 @@ CONTENT = TypeAdapter(StoredChunk)
 
 
 class ChunkStore:
-    """A connection for each use, so that a file that is deleted or replaced under it is simply made again. Blocks."""
+    """A connection for each use: a file that is deleted or replaced under it is simply made again, and what is dropped
+    does not stay in a WAL, which the last connection empties. One thread after the other: SQLite lets those that wait
+    try at random, and gives up; and where the file is deleted between two connections of one process, the second cuts
+    off what the first has mapped, which ends the process. Blocks."""
 
     def __init__(self, file: Path, most_bytes: int, most_seconds: float) -> None:
         self._file, self._most_bytes, self._most_seconds = file, most_bytes, most_seconds
+        self._using = threading.Lock()
+        self._failed_at = -math.inf  # when a write failed last, on the clock of `time.monotonic`
         self._rests_until = 0.0
         self._warned = False
 
     def find(self, key: bytes) -> StoredChunk | None:
         oldest = time.time() - self._most_seconds
-        row = self._attempt(lambda connection: connection.execute(FIND, (key, oldest)).fetchone())
+        with self._using:
+            row = self._attempt(lambda connection: connection.execute(FIND, (key, oldest)).fetchone())
         try:
             return CONTENT.validate_json(row[0]) if row else None
         except ValidationError:  # of another version, or damaged
@@ -94,20 +102,39 @@ class ChunkStore:
             while connection.execute(BYTES_USED).fetchone()[0] > self._most_bytes:
                 connection.execute(DROP_OLDEST)
 
-        self._attempt(write)
+        self._write(write)
+
+    def drop_old(self) -> None:
+        """What is too old to be found."""
+        oldest = time.time() - self._most_seconds
+        self._write(lambda connection: connection.execute(DROP_OLD, (oldest,)))
+
+    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Whoever stood in line while a write failed is not kept waiting for the same reason, so that no line grows."""
+        since = time.monotonic()
+
+        def whole(connection: sqlite3.Connection) -> bool:
+            work(connection)
+            return True
+
+        with self._using:
+            if self._failed_at > since:
+                return
+            if self._attempt(whole):
+                self._warned = False
+            else:
+                self._failed_at = time.monotonic()
 
     def _attempt(self, work: Callable[[sqlite3.Connection], Result]) -> Result | None:
-        """The result, or None where the file cannot be used, which is then left alone for a while."""
+        """The result, or None where the file cannot be used."""
         if time.monotonic() < self._rests_until:
             return None
         try:
             with closing(self._connect()) as connection, connection:
-                result = work(connection)
+                return work(connection)
         except (sqlite3.Error, OSError) as error:
             self._fail(error)
             return None
-        self._warned = False
-        return result
 
     def _connect(self) -> sqlite3.Connection:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -121,7 +148,9 @@ class ChunkStore:
         return connection
 
     def _fail(self, error: sqlite3.Error | OSError) -> None:
-        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        """Another process that writes will end; any other fault is likely to last, and is left alone for a while."""
+        fault = getattr(error, "sqlite_errorname", "")
+        if fault.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             try:
                 self._delete()
             except OSError as other:
@@ -129,7 +158,8 @@ class ChunkStore:
             else:
                 log.warning("%s was damaged (%s) and is begun anew", self._file, error)
                 return
-        self._rests_until = time.monotonic() + REST_SECONDS
+        if not fault.startswith("SQLITE_BUSY"):
+            self._rests_until = time.monotonic() + REST_SECONDS
         if not self._warned:
             log.warning("finished chunks are not kept, because %s cannot be used: %s", self._file, error)
         self._warned = True
@@ -141,7 +171,7 @@ class ChunkStore:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """A chunk that was decoded before, in the place of a ChunkDecoding."""
+    """A chunk that was decoded before, in the place of a ChunkAhead."""
 
     chunk: Chunk
     content: StoredChunk
@@ -168,9 +198,9 @@ class Shelf:
         return Replay(chunk, found) if found else None
 
     async def keep(
-        self, chunk: Chunk, events: AsyncGenerator[TextDelta | SegmentDone], separate: bool
+        self, chunk: Chunk, events: AsyncGenerator[TextDelta | SegmentDone]
     ) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """The events of a chunk, which are kept once all have gone. A text that is not whole or mixed is not kept: the
+        """The events of a chunk, which are kept once all have come. A text that is not whole or mixed is not kept: the
         next request is to try again."""
         text, segments, mixed = "", [], False
         async with aclosing(events):
@@ -182,8 +212,9 @@ class Shelf:
                     mixed |= event.mixed
                 yield event
         if not mixed and not any(segment.lapses for segment in segments):
-            content = StoredChunk(text[1:] if separate else text, tuple(segments))
-            await asyncio.to_thread(lambda: self._store.save(self._key(chunk), content))
+            content = StoredChunk(text, tuple(segments))
+            saving = asyncio.to_thread(lambda: self._store.save(self._key(chunk), content))
+            await asyncio.shield(saving)  # also where the client leaves meanwhile
 
     def _key(self, chunk: Chunk) -> bytes:
         """SHA-256. The chunk's place is part of it, so that times are right to the millisecond."""

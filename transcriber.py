@@ -22,7 +22,7 @@ from audio_processor import SAMPLE_RATE, AudioFile
 from chunk_reader import ChunkReader
 from chunking import Chunk, chunks, speech_chunks
 from config import Settings
-from decoding import Asked, ChunkDecoding
+from decoding import Asked, ChunkAhead, ChunkDecoding
 from engine.core import Job, Prompt, Sampling
 from engine.tokenizer import VoxtralTokenizer
 from metrics import Metrics
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from aligner import Aligner
     from engine.worker import Worker  # brings torch, which takes seconds
 
-Ready = asyncio.Queue[ChunkDecoding | Replay | Exception | None]  # chunks in their order, at last an error or None
+HOUSEKEEPING_SECONDS = 3600  # after which texts are dropped that have become too old
+
+Ready = asyncio.Queue[ChunkAhead | Replay | Exception | None]  # chunks in their order, at last an error or None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,12 @@ class Transcriber:
         audio_tokens = worker.backend.audio_tokens(seconds * SAMPLE_RATE)
         worker.check(prompt, audio_tokens, min(cap, request.max_tokens or cap), request.sampling)
 
+    async def keep_house(self) -> None:
+        """Drop what the store has kept for too long, also where nobody asks for anything. Runs for ever."""
+        while self.store:
+            await asyncio.to_thread(self.store.drop_old)
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
     def use(self, model: Model) -> AbstractAsyncContextManager[Worker]:
         return self._models.use(model)
 
@@ -162,7 +170,7 @@ class Transcription:
         self._settings = transcriber.settings
         self._ready: Ready | None = None
         self._shelf: Shelf | None = None
-        self._decodings: list[ChunkDecoding | Replay] = []
+        self._decodings: list[ChunkAhead | Replay] = []
         self._producer: asyncio.Task[None] | None = None
         self._silent = False  # whether there is no text yet of what is to be told as a whole, in `events`
         self._closed = False
@@ -231,12 +239,9 @@ class Transcription:
         while (item := await self._ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            async with aclosing(self._kept(item, separate=has_text)) as events:
+            async with aclosing(item.events(separate=has_text)) as events:
                 async for event in events:
-                    if isinstance(event, TextDelta):
-                        has_text = True
-                    elif not isinstance(item, Replay):
-                        self._transcriber.metrics.count_tokens(event.segment.usage)
+                    has_text |= isinstance(event, TextDelta)
                     yield event
             self._decodings.remove(item)
             self.progress.finish_chunk(stored=isinstance(item, Replay))
@@ -269,7 +274,7 @@ class Transcription:
         try:
             while chunk := await self._source.next():
                 found = await self._shelf.find(chunk) if self._shelf else None
-                self._decodings.append(found or ChunkDecoding(asked, chunk))
+                self._decodings.append(found or self._ahead(ChunkDecoding(asked, chunk)))
                 self.progress.take(chunk.start_ms, chunk.end_ms, stored=found is not None)
                 await ready.put(self._decodings[-1])
             self.progress.take_all(self._source.decoded_ms)
@@ -277,12 +282,19 @@ class Transcription:
         except Exception as error:  # noqa: BLE001 - raised again by events(), after the chunks before it
             await ready.put(error)
 
-    def _kept(self, decoding: ChunkDecoding | Replay, separate: bool) -> AsyncGenerator[TextDelta | SegmentDone]:
-        """The events of a chunk, which are kept as they are heard."""
-        events = decoding.events(separate)
-        if self._shelf and isinstance(decoding, ChunkDecoding):
-            return self._shelf.keep(decoding.chunk, events, separate)
-        return events
+    def _ahead(self, decoding: ChunkDecoding) -> ChunkAhead:
+        """Kept and counted when it is done, even where its text does not leave any more."""
+        events = self._counted(decoding.events())
+        return ChunkAhead(decoding, self._shelf.keep(decoding.chunk, events) if self._shelf else events)
+
+    async def _counted(
+        self, events: AsyncGenerator[TextDelta | SegmentDone]
+    ) -> AsyncGenerator[TextDelta | SegmentDone]:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, SegmentDone):
+                    self._transcriber.metrics.count_tokens(event.segment.usage)
+                yield event
 
     async def close(self) -> None:
         """Give back the places in the batch, the file and the thread. Safe to call twice."""

@@ -65,7 +65,6 @@ def tell(
     script: Script,
     seconds: int = 60,
     words: Sequence[str] = (),
-    separate: bool = False,
     timing: Timing = "chunks",
     aligner: ScriptedAligner | Aligner | None = None,
     **asked: object,
@@ -86,14 +85,14 @@ def tell(
             worker, "test", job, Settings().token_cap, timing, aligner, streamed, begun=lambda: begun.append(None)
         )
         decoding = ChunkDecoding(all_asked, Chunk(0, 0, samples, (speech,)))
-        *deltas, done = [event async for event in decoding.events(separate)]
+        *deltas, done = [event async for event in decoding.events()]
         return Told(deltas, done.segment, done.mixed, len(begun), backend.jobs)
 
     try:
         told = asyncio.run(events())
     finally:
         worker.close()
-    assert told.text.removeprefix(" " if separate else "") == told.segment.text
+    assert told.text == told.segment.text
     assert [token for delta in told.deltas for token in delta.tokens] == list(told.segment.tokens)
     return told
 
@@ -235,8 +234,8 @@ def test_a_text_that_loops_and_whose_places_cannot_be_found_is_said_to_do_both(m
 
 
 def test_a_chunk_that_goes_well_is_decoded_once() -> None:
-    told = tell(longer_than(90, loops), separate=True)
-    assert told.text == " " + " ".join(WORDS[:60])
+    told = tell(longer_than(90, loops))
+    assert told.text == " ".join(WORDS[:60])
     assert len(told.jobs) == 1
     assert (told.segment.lapses, told.segment.temperature) == ((), 0)
     assert -0.02 < told.segment.avg_logprob < 0
@@ -285,7 +284,7 @@ def test_where_nothing_has_left_a_second_hearing_takes_the_place_of_the_first() 
 
 def test_what_does_not_leave_as_it_is_decoded_is_the_same_text() -> None:
     def hear(streamed: bool) -> Told:
-        return tell(lambda job: " ".join(words_in(job.audio[0])), streamed=streamed, separate=True)
+        return tell(lambda job: " ".join(words_in(job.audio[0])), streamed=streamed)
 
     whole, streamed = hear(False), hear(True)
     assert (len(whole.deltas), len(streamed.deltas) > 30) == (1, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -13,15 +14,28 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
+from chunking import Chunk
+from config import DEMO_MODEL, Settings
+from engine.core import Sampling
+from engine.worker import Worker
+from metrics import Metrics
+from model_manager import ModelManager
+from progress import Caller, Progress
+from store import StoredChunk
+from tests.scripted import WORDS as SPOKEN
+from tests.scripted import ScriptedBackend, held, spoken, words_in
 from tests.serving import Server
 from tests.speech import SAMPLE_RATE, assert_heard, clip, wav
+from transcriber import Transcriber, Transcription, TranscriptionRequest
+from transcript import Event
 
 URL, CHAT = "/v1/audio/transcriptions", "/v1/chat/completions"
 ANN, BOB = {"Authorization": "Bearer key-of-ann"}, {"Authorization": "Bearer key-of-bob"}
 NAMES = ("gain0", "voice_en-us", "gain-10", "voice_en-us+m1", "voice_en-us+m8") * 2
 WORDS = " ".join(clip(name).words for name in NAMES)
-# One chunk after the other, so that there is a moment at which most of them are done.
+# One chunk after the other: chunks of a batch end together, and there would be no moment at which some are done.
 SETTINGS = {
     "API_KEYS": "key-of-ann,key-of-bob", "CHUNK_STORE_MB": "50", "MAX_BATCH_SIZE": "1", "HEARTBEAT_SECONDS": "0.02",
 }  # fmt: skip
@@ -143,6 +157,88 @@ def test_a_client_that_gave_up_and_sends_again_waits_for_the_rest_only(keeping: 
     assert_heard(WORDS, again.json()["text"])
     ended = progress(keeping, "again", ANN)
     assert ended["chunks_done"] > ended["chunks_stored"] >= left["chunks_done"] > 0
+
+
+class Cut:
+    """A recording of such lengths in seconds, cut into chunks, which says when the model has all of them."""
+
+    gaps = ()
+
+    def __init__(self, *lengths: int) -> None:
+        starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+        words = [SPOKEN[start : start + length] for start, length in zip(starts, lengths, strict=False)]
+        self._chunks = iter(Chunk(i, starts[i] * SAMPLE_RATE, spoken(words[i])) for i in range(len(lengths)))
+        self.decoded_ms, self.all_given = starts[-1] * 1000, asyncio.Event()
+
+    async def next(self) -> Chunk | None:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            self.all_given.set()
+        return chunk
+
+    async def close(self) -> None: ...
+
+
+class Waiting(ScriptedBackend):
+    """Goes on with the last of three chunks only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda job: " ".join(words_in(job.audio[0])))
+        self.may_end = threading.Event()
+
+    def decode(self, tokens: list[int]) -> torch.Tensor:
+        if len(self.jobs) == 3 and len(tokens) == 1:
+            self.may_end.wait()
+        return super().decode(tokens)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_chunks_that_end_before_an_earlier_one_are_there_when_the_client_that_left_sends_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    settings = Settings(voxtral_model_id=str(DEMO_MODEL), chunk_store_dir=tmp_path)
+    models, metrics, backend = ModelManager(settings), Metrics(), Waiting()
+    transcriber, worker = Transcriber(settings, models, metrics), Worker(backend)
+    request = TranscriptionRequest("en", None, Sampling(), streamed=streamed)
+    save, saved, loop = transcriber.store.save, asyncio.Semaphore(0), asyncio.get_running_loop()
+
+    def save_and_say_so(key: bytes, chunk: StoredChunk) -> None:
+        save(key, chunk)
+        loop.call_soon_threadsafe(saved.release)
+
+    def sent(recording: Cut, progress: Progress) -> Transcription:
+        return Transcription(transcriber, models.default, request, recording, Caller("any"), progress)
+
+    def tokens() -> float:
+        return metrics.tokens.labels("output")._value.get()
+
+    async def read(transcription: Transcription) -> list[Event]:
+        return [event async for event in transcription.heard()]
+
+    monkeypatch.setattr(transcriber.store, "save", save_and_say_so)
+    recording, progress = Cut(40, 3, 4), Progress(None)
+    first, again = sent(recording, Progress(None)), sent(Cut(40, 3, 4), progress)
+    try:
+        with held(worker):
+            await first.begin(worker)
+            await recording.all_given.wait()
+        client = asyncio.create_task(read(first))
+        async with asyncio.timeout(30):
+            for _ in range(2):
+                await saved.acquire()
+        client.cancel()
+        await first.close()
+        assert tokens() == 4 + 5  # with the ends of the texts
+        backend.may_end.set()
+        await again.begin(worker)
+        *_, finished = await read(again)
+    finally:
+        backend.may_end.set()
+        await asyncio.to_thread(worker.close)
+    assert finished.transcript.text.split() == SPOKEN[:47]
+    assert [len(words_in(job.audio[0])) for job in backend.jobs] == [40, 3, 4, 40]
+    assert (progress.chunks_done, progress.chunks_stored, tokens()) == (3, 2, 41 + 4 + 5)
 
 
 def test_an_answer_from_the_store_is_the_first_one_byte_for_byte(keeping: Server) -> None:

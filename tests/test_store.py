@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Callable
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from model_manager import ModelManager
 from model_store import fingerprint
 from progress import Caller
 from store import CONTENT, ChunkStore, Shelf, StoredChunk
+from tests.serving import Server
 from transcriber import Transcriber, Transcription, TranscriptionRequest
 from transcript import Segment, SegmentDone, TextDelta, TextToken, Usage
 from voice_activity import Span
@@ -78,6 +81,47 @@ def test_old_chunks_are_neither_found_nor_kept(file: Path, monkeypatch: pytest.M
     with sqlite3.connect(file) as connection:
         assert connection.execute("SELECT key FROM chunks").fetchall() == [(b"new",)]
     connection.close()
+
+
+def keep_young_and_old(settings: Settings) -> None:
+    """A text of yesterday, and one of last year."""
+    for word, days in (("young", 1), ("secret", 400)):
+        with pytest.MonkeyPatch.context() as patch:
+            then = time.time() - days * 86_400
+            patch.setattr(store.time, "time", lambda then=then: then)
+            opened(settings.chunk_store_file).save(word.encode(), StoredChunk(word, ()))
+
+
+@pytest.mark.anyio
+async def test_old_chunks_are_dropped_at_the_start_and_each_hour_also_where_no_new_ones_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(voxtral_model_id=str(DEMO_MODEL), chunk_store_dir=tmp_path)
+    transcriber = Transcriber(settings, ModelManager(settings), Metrics())
+    rounds: list[list[str]] = []
+
+    async def what_is_there(seconds: float) -> None:
+        """Instead of an hour."""
+        text = settings.chunk_store_file.read_bytes()
+        rounds.append([word for word in ("secret", "young") if word.encode() in text])
+        if len(rounds) == 2:
+            raise TimeoutError
+        keep_young_and_old(settings)
+
+    monkeypatch.setattr("transcriber.asyncio.sleep", what_is_there)
+    keep_young_and_old(settings)
+    with pytest.raises(TimeoutError):
+        await transcriber.keep_house()
+    assert rounds == [["young"], ["young"]]
+
+
+def test_a_server_drops_old_chunks_when_it_starts(tmp_path: Path) -> None:
+    settings = Settings(chunk_store_dir=tmp_path)
+    keep_young_and_old(settings)
+    assert b"secret" in settings.chunk_store_file.read_bytes()
+    with Server("--demo", wait_for_model=False, CHUNK_STORE_DIR=str(tmp_path), CHUNK_STORE_MB="50") as server:
+        server.wait_until(lambda health: b"secret" not in settings.chunk_store_file.read_bytes())
+        assert b"young" in settings.chunk_store_file.read_bytes()
 
 
 def test_a_dropped_text_does_not_stay_in_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,22 +233,74 @@ def test_a_place_that_cannot_be_used_is_left_alone_with_one_warning(
     assert str(file) in warning
 
 
-def test_a_file_that_another_process_holds_is_used_again_when_it_lets_go(
-    file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def holder(file: Path) -> Iterator[sqlite3.Connection]:
+    """Another process that is in the midst of writing."""
+    opened(file).save(b"there", CONTENT_OF_CHUNK)
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    yield connection
+    connection.close()
+
+
+def test_a_chunk_that_comes_while_another_process_writes_is_lost_and_nothing_else(
+    file: Path, holder: sqlite3.Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "REST_SECONDS", 0)
     monkeypatch.setattr(store, "BUSY_SECONDS", 0.01)
     kept = opened(file)
-    kept.save(b"1", CONTENT_OF_CHUNK)
-    holder = sqlite3.connect(file, isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    assert kept.find(b"1") == CONTENT_OF_CHUNK
-    kept.save(b"2", CONTENT_OF_CHUNK)
-    assert len(warnings(caplog)) == 1
+    for lost in (b"1", b"2"):
+        kept.save(lost, CONTENT_OF_CHUNK)
+        assert kept.find(b"there") == CONTENT_OF_CHUNK
+    (warning,) = warnings(caplog)
+    assert "locked" in warning
     holder.execute("ROLLBACK")
-    holder.close()
-    kept.save(b"2", CONTENT_OF_CHUNK)
-    assert kept.find(b"2") == CONTENT_OF_CHUNK
+    kept.save(b"3", CONTENT_OF_CHUNK)
+    assert [kept.find(key) is not None for key in (b"there", b"1", b"2", b"3")] == [True, False, False, True]
+
+
+class Line:
+    """The lock of a store, which says when somebody wants it."""
+
+    def __init__(self) -> None:
+        self.lock, self.joined = threading.Lock(), threading.Semaphore(0)
+
+    def __enter__(self) -> None:
+        self.joined.release()
+        self.lock.acquire()
+
+    def __exit__(self, *details: object) -> None:
+        self.lock.release()
+
+
+def test_who_stood_in_line_for_a_file_that_is_held_does_not_begin_to_wait_for_it(
+    file: Path, holder: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BUSY_SECONDS", 0.01)
+    kept = opened(file)
+    connect, waits = kept._connect, []
+    monkeypatch.setattr(kept, "_connect", lambda: waits.append(None) or connect())
+    kept._using = line = Line()
+    with line.lock, ThreadPoolExecutor(5) as threads:
+        for number in range(5):
+            threads.submit(kept.save, bytes([number]), CONTENT_OF_CHUNK)
+            line.joined.acquire()
+        line.lock.release()
+        threads.shutdown()
+        line.lock.acquire()
+    assert len(waits) == 1
+    holder.execute("ROLLBACK")
+    kept.save(b"5", CONTENT_OF_CHUNK)
+    assert kept.find(b"5") == CONTENT_OF_CHUNK
+
+
+def test_many_threads_that_save_at_once_lose_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not wait for each other in SQLite, which would give up."""
+    monkeypatch.setattr(store, "BUSY_SECONDS", 0.0)
+    kept = opened(file)
+    with ThreadPoolExecutor(32) as threads:
+        for number in range(200):
+            threads.submit(kept.save, bytes([number]), CONTENT_OF_CHUNK)
+    assert all(kept.find(bytes([number])) for number in range(200))
 
 
 def test_a_full_disk_loses_what_is_new_and_nothing_else(
@@ -241,7 +337,7 @@ async def keep(shelf: Shelf, content: StoredChunk) -> None:
         for event in content.events(separate=False):
             yield event
 
-    async for _ in shelf.keep(CHUNK, events(), separate=False):
+    async for _ in shelf.keep(CHUNK, events()):
         pass
 
 
@@ -288,22 +384,20 @@ async def test_a_text_of_two_hearings_is_not_kept(file: Path) -> None:
         yield TextDelta("grüße", TOKENS)
         yield SegmentDone(SEGMENT, mixed=True)
 
-    assert [event async for event in shelf.keep(CHUNK, events(), separate=False)]
+    assert [event async for event in shelf.keep(CHUNK, events())]
     assert await shelf.find(CHUNK) is None
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("separate", [False, True])
-async def test_a_kept_chunk_has_the_events_that_it_had(file: Path, separate: bool) -> None:
-    """In whatever pieces they came, and whatever stood before it when it came first."""
+async def test_a_kept_chunk_has_the_events_that_it_had_in_whatever_pieces_they_came(file: Path) -> None:
     shelf = Shelf(opened(file), ABOUT, Metrics())
 
     async def pieces() -> AsyncGenerator[TextDelta | SegmentDone]:
-        yield TextDelta(" grü" if separate else "grü", TOKENS[:1])
+        yield TextDelta("grü", TOKENS[:1])
         yield TextDelta("ße", TOKENS[1:])
         yield SegmentDone(SEGMENT)
 
-    passed = [event async for event in shelf.keep(CHUNK, pieces(), separate)]
+    passed = [event async for event in shelf.keep(CHUNK, pieces())]
     assert passed == [event async for event in pieces()]
     found = await shelf.find(CHUNK)
     assert [event async for event in found.events(False)] == [TextDelta("grüße", TOKENS), SegmentDone(SEGMENT)]

@@ -93,12 +93,12 @@ async def hear_whole(worker: Worker, recording: Recording, prompt: Prompt) -> st
 async def hear_served(worker: Worker, recording: Recording, prompt: Prompt) -> str:
     """As the server hears it: packed speech in chunks of up to 60 s, decoded again where the model fails."""
     job = Job(prompt, (), worker.backend.context_length, Sampling(), loops_end=True)
-    asked, text = Asked(worker, "evaluation", job, Settings().token_cap), ""
+    asked, texts = Asked(worker, "evaluation", job, Settings().token_cap), []
     blocks = np.split(recording.samples, range(SAMPLE_RATE, len(recording.samples), SAMPLE_RATE))
     for chunk in speech_chunks(blocks, 60, AUTO):
-        async for event in ChunkDecoding(asked, chunk).events(separate=bool(text)):
-            text += event.text if isinstance(event, TextDelta) else ""
-    return text
+        events = [event async for event in ChunkDecoding(asked, chunk).events()]
+        texts.append("".join(event.text for event in events if isinstance(event, TextDelta)))
+    return " ".join(filter(None, texts))
 
 
 async def evaluate(worker: Worker, arrangers: list[Arranger], count: int, hear: Callable[..., Awaitable[str]]) -> None:
