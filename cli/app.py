@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +65,13 @@ def _delay(milliseconds: int | None) -> int | None:
     return milliseconds
 
 
+def _number(value: float | None) -> float | None:
+    """`nan` is between all bounds."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("it must be a number.")
+    return value
+
+
 Server = Annotated[
     str, typer.Option(envvar="VOXTRAL_SERVER", callback=_address, help="Where the server is.", metavar="URL")
 ]
@@ -81,20 +90,24 @@ Delay = Annotated[
     typer.Option(callback=_delay, metavar="MS", help="Milliseconds by which text follows speech, 80 to 2400; live."),
 ]
 Interval = Annotated[
-    float | None, typer.Option(min=0.08, max=5, help="Seconds of audio that the model hears at once; live.")
+    float | None,
+    typer.Option(callback=_number, min=0.08, max=5, help="Seconds of audio that the model hears at once; live."),
 ]
 Alternatives = Annotated[
     float | None,
     typer.Option(
-        min=0.001, max=1, help="Show this|other in brackets where the other token is so likely beside this one; live."
+        callback=_number, min=0, max=1, metavar="CUTOFF",
+        help="Show [this|other] where the other token, of probability p, is as good as this one, of q: 1 - p/q <= "
+        "CUTOFF. 0.95 shows many, 0.1 few; live.",
     ),
-]
+]  # fmt: skip
 SERVER = "http://127.0.0.1:11344"
 
 
 @contextmanager
 def connected(server: str, key: str | None, quiet: bool, debug: bool) -> Iterator[tuple[Client, Screen]]:
-    """A client and a screen; a Failure inside is said, and ends the program with status 1."""
+    """A client and a screen; a Failure inside is said, and ends the program with status 1. So is that there is no room
+    for what is written."""
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s")
     screen = Screen(quiet)
@@ -103,6 +116,12 @@ def connected(server: str, key: str | None, quiet: bool, debug: bool) -> Iterato
         yield client, screen
     except Failure as failure:
         screen.error(str(failure))
+        raise typer.Exit(1) from None
+    except BrokenPipeError:  # who reads stdout has enough, over which typer ends the program without a word
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would say it again at its end
+        screen.error(f"stdout: {error.strerror}.")
         raise typer.Exit(1) from None
     finally:
         client.close()

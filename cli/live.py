@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from rich.progress import Progress
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from cli.alternatives import shown
 from cli.client import Client, Failure, Wanted
 from cli.listening import COLUMNS, INTERRUPTED, interruptible
 from cli.screen import Screen
@@ -46,7 +46,7 @@ class Live:
 
     delay_ms: int | None = None  # by which text follows speech
     interval_seconds: float | None = None  # of audio that is heard at once
-    alternatives: float | None = None  # share of the likeliest's probability from which on others are shown
+    alternatives: float | None = None  # how much less likely other tokens may be that are shown, 0 to 1
 
     def session(self, wanted: Wanted, rate: int) -> dict[str, Any]:
         """In the words of the API."""
@@ -153,7 +153,8 @@ class _Talk:
             elif kind == "input_audio_buffer.committed" and sender.commits and item not in self._turns:
                 self._last = item
             elif kind == f"{ITEM}.delta":
-                yield event["delta"] if self._alternatives is None else shown(event, self._alternatives)
+                text, cutoff = event["delta"], self._alternatives
+                yield text if cutoff is None else shown(text, event["logprobs"], cutoff)
             elif kind in (f"{ITEM}.completed", f"{ITEM}.failed"):
                 if kind.endswith("failed"):
                     self._screen.error(f"some speech is lost: {event['error']['message']}")
@@ -172,43 +173,17 @@ class _Talk:
             self._screen.warn(f"the text is {behind:.0f} s behind; the server hears more at once to catch up")
 
 
-def shown(delta: dict[str, Any], share: float) -> str:
-    """Text in which a token that may be another one stands as `[this|other]`; the text alone where its tokens do
-    not spell it, because words were replaced or a character began in the delta before."""
-    text, entries = delta["delta"], delta["logprobs"]
-    if _text(bytes(entry["bytes"]) for entry in entries).lstrip() != text.lstrip():
-        return text
-    marked = _text(_marked(entry, share) for entry in entries)
-    return marked if text[:1].isspace() else marked.lstrip()
-
-
-def _text(parts: Iterable[bytes]) -> str:
-    """A character that is not whole yet comes with the next delta."""
-    return b"".join(parts).decode(errors="ignore")
-
-
-def _marked(entry: dict[str, Any], share: float) -> bytes:
-    token, word = bytes(entry["bytes"]), _word(entry)
-    least = entry["logprob"] + math.log(share)
-    others = [_word(other) for other in entry.get("top_logprobs", ()) if other["logprob"] >= least]
-    others = [other for other in others if other and other != word]
-    return token.replace(word.encode(), f"[{'|'.join([word, *others])}]".encode()) if word and others else token
-
-
-def _word(entry: dict[str, Any]) -> str:
-    """Empty for a token that is a part of a character."""
-    try:
-        return bytes(entry["bytes"]).decode().strip()
-    except UnicodeDecodeError:
-        return ""
-
-
 @contextmanager
 def _socket(client: Client) -> Iterator[ClientConnection]:
     """No pings: a server that lets a fast sender wait does not answer them meanwhile."""
     headers = {"Authorization": f"Bearer {client.key}"} if client.key else {}
     address = "ws" + client.server.removeprefix("http") + PATH
-    with connect(address, additional_headers=headers, ping_interval=None, max_size=None) as socket:
+    try:
+        socket = connect(address, additional_headers=headers, ping_interval=None, max_size=None)
+    except OSError as error:
+        log.debug("no connection", exc_info=error)
+        raise client.nobody() from None
+    with socket:
         yield socket
 
 
@@ -225,12 +200,9 @@ def _explained(client: Client) -> Iterator[None]:
             else "--live needs one that has /v1/realtime"
         )
         raise Failure(f"the server refuses a live session (status {status}): {why}.") from None
-    except (ConnectionClosed, InvalidHandshake, TimeoutError) as error:
+    except (ConnectionClosed, InvalidHandshake) as error:
         log.debug("broken connection", exc_info=error)
         raise client.broken() from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         log.debug("strange answer", exc_info=error)
         raise client.stranger() from None
-    except OSError as error:
-        log.debug("no connection", exc_info=error)
-        raise client.nobody() from None

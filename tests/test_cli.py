@@ -27,9 +27,10 @@ from typer.testing import CliRunner, Result
 
 from api.realtime_openai import OpenAIDialect
 from cli import listening
+from cli.alternatives import shown
 from cli.app import app
 from cli.client import Recording, Wanted
-from cli.live import Live, _Sender, _Talk, shown
+from cli.live import Live, _Sender, _Talk
 from cli.recordings import wav_header
 from cli.screen import Screen
 from cli.utterances import FRAME_MS, Utterances
@@ -131,6 +132,9 @@ def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
         ["models", "--server", "localhost:11344"],
         ["listen", "--input", "a.wav", "--device", "1"],
         ["listen", "--delay", "100"],
+        ["listen", "--alt", "1.5"],
+        ["listen", "--alt", "nan"],
+        ["listen", "--interval", "nan"],
     ],
     ids=" ".join,
 )
@@ -243,7 +247,7 @@ def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(
     server: Server, model: str, useless: list[str]
 ) -> None:
     """The rate of a pipe is the model's, and it is sent as fast as the server takes it."""
-    options = ["--live", "--model", model, "--delay", "240", "--interval", "0.5", "--alt", "0.001", "--language", "en"]
+    options = ["--live", "--model", model, "--delay", "240", "--interval", "0.5", "--alt", "0.999", "--language", "en"]
     with started(server.url, "listen", "--input", "-", *options) as process:
         out, error = process.communicate(samples_of(spoken_twice()))
     assert process.returncode == 0
@@ -306,11 +310,14 @@ def scored(token: bytes, share: float = 0.6, *top: tuple[bytes, float]) -> dict[
     return {**entry(token, share), "top_logprobs": [entry(*other) for other in top]}
 
 
-def test_a_token_that_may_be_another_one_is_shown_with_it() -> None:
+def test_a_token_that_may_be_another_one_is_shown_with_it_and_with_more_of_them_the_larger_the_cutoff() -> None:
+    """The distances from the likeliest: 0.48 and 0.98."""
     bravo = scored(b" bravo", 0.6, (b" bravo", 0.6), (b" brave", 0.31), (b" bra", 0.01), (b" ", 0.4), (b"\xe3", 0.5))
-    delta = {"delta": "alpha bravo", "logprobs": [scored(b" alpha", 0.9), bravo]}
-    assert shown(delta, 0.5) == "alpha [bravo|brave]"
-    assert shown(delta, 0.9) == "alpha bravo"
+    tokens = [scored(b" alpha", 0.9), bravo]
+    assert shown("alpha bravo", tokens, 0.1) == "alpha bravo"
+    assert shown("alpha bravo", tokens, 0.5) == shown("alpha bravo", tokens, 0.95) == "alpha [bravo|brave]"
+    assert shown(" alpha bravo", tokens, 1) == " alpha [bravo|brave|bra]"
+    assert shown(" bravo", [scored(b"bravo", 0.6, (b"brave", 0.6))], 0) == " [bravo|brave]"
 
 
 def test_characters_that_span_tokens_stay_whole_and_replaced_words_stay_replaced() -> None:
@@ -323,7 +330,10 @@ def test_characters_that_span_tokens_stay_whole_and_replaced_words_stay_replaced
         {"delta": " PK-2", "logprobs": [scored(b" papa", 0.6, other), scored(b" kilo")]},
         {"delta": " red", "logprobs": [scored(b" red", 0.6, other)]},
     ]  # fmt: skip
-    assert "".join(shown(delta, 0.5) for delta in deltas) == " na\u00efve\u3042 PK-2 [red|other]"
+    assert (
+        "".join(shown(delta["delta"], delta["logprobs"], 0.5) for delta in deltas)
+        == " na\u00efve\u3042 PK-2 [red|other]"
+    )
 
 
 @pytest.mark.parametrize(("status", "said"), [(404, "one that has /v1/realtime"), (403, "--api-key")])
@@ -333,6 +343,26 @@ def test_a_server_without_live_sessions_is_said_in_one_line(status: int, said: s
         result = called(server.url, "listen", "--live", "--input", str(SHORT.path))
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert said in result.stderr
+
+
+def test_live_text_that_nobody_takes_any_more_ends_it_without_a_word(server: Server) -> None:
+    with started(server.url, "listen", "--live", "--input", "-") as process:
+        process.stdout.close()
+        _, error = process.communicate(samples_of(spoken_twice()))
+    assert (process.returncode, error) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize(
+    "command", [["listen", "--live", "--input", "-"], ["transcribe", str(SHORT.path)]], ids=" ".join
+)
+def test_text_that_cannot_be_written_is_said_as_that(server: Server, command: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "cli", *command], cwd=ROOT, env=clean_environment(VOXTRAL_SERVER=server.url),
+            input=samples_of(spoken_twice()), stdout=full, stderr=subprocess.PIPE, timeout=100, check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (1, b"voxtral: stdout: No space left on device.\n")
 
 
 SOUNDDEVICE = """
