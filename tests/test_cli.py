@@ -357,7 +357,7 @@ def test_live_text_that_nobody_takes_any_more_ends_it_without_a_word(server: Ser
     "command", [["listen", "--live", "--input", "-"], ["transcribe", str(SHORT.path)]], ids=" ".join
 )
 def test_text_that_cannot_be_written_is_said_as_that(server: Server, command: list[str]) -> None:
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
             [sys.executable, "-m", "cli", *command], cwd=ROOT, env=clean_environment(VOXTRAL_SERVER=server.url),
             input=samples_of(spoken_twice()), stdout=full, stderr=subprocess.PIPE, timeout=100, check=False,
