@@ -98,7 +98,7 @@ Alternatives = Annotated[
     typer.Option(
         callback=_number, min=0, max=1, metavar="CUTOFF",
         help="Show [this|other] where the other token, of probability p, is as good as this one, of q: 1 - p/q <= "
-        "CUTOFF. 0.95 shows many, 0.1 few; live.",
+        "CUTOFF. 0.95 shows many, 0.1 few.",
     ),
 ]  # fmt: skip
 SERVER = "http://127.0.0.1:11344"
@@ -143,6 +143,7 @@ def transcribe(  # noqa: PLR0913 - its options
     language: Language = None,
     prompt: Prompt = None,
     keyword: Keyword = None,
+    alt: Alternatives = None,
     server: Server = SERVER,
     api_key: ApiKey = None,
     quiet: Quiet = False,
@@ -154,8 +155,10 @@ def transcribe(  # noqa: PLR0913 - its options
     if stdin:
         _check_pipe("--stdin")
     sources: list[Path | None] = [None] if stdin else list(files or [])
+    if alt is not None and format is not Format.text:
+        raise typer.BadParameter("other tokens are shown in text only.", param_hint="--alt")
     jobs = _jobs(sources, output, format, overwrite)
-    wanted = Wanted(format.value, model, language, prompt, tuple(keyword or ()))
+    wanted = Wanted(format.value, model, language, prompt, tuple(keyword or ()), alt)
     with connected(server, api_key, quiet, debug) as (client, screen):
         failed = transcribe_all(jobs, client, wanted, at_once, screen)
     raise typer.Exit(1 if failed else 0)
@@ -224,9 +227,9 @@ def listen(  # noqa: PLR0913 - its options
     from cli import live as live_listening
     from cli.recordings import stdin_pipe
 
-    options = live_listening.Live(delay, interval, alt)
+    options = live_listening.Live(delay, interval)
     is_live = live or options != live_listening.Live()
-    wanted = Wanted("text", model, language, prompt, tuple(keyword or ()))
+    wanted = Wanted("text", model, language, prompt, tuple(keyword or ()), alt)
     with connected(server, api_key, quiet, debug) as (client, screen):
         client.health()  # lest somebody speak to nobody
         if input is None:

@@ -20,8 +20,7 @@ from rich.progress import Progress
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from cli.alternatives import shown
-from cli.client import Client, Failure, Wanted
+from cli.client import MOST_ALTERNATIVES, Client, Failure, Wanted
 from cli.listening import COLUMNS, INTERRUPTED, interruptible
 from cli.screen import Screen
 from cli.sources import Source
@@ -32,7 +31,6 @@ log = logging.getLogger("voxtral.cli")
 
 PATH = "/v1/realtime?intent=transcription"
 ITEM = "conversation.item.input_audio_transcription"
-ALTERNATIVES = 5  # that the server tells at most
 # What a model that hears recordings does not have.
 OF_STREAMS = {"delay_ms": "--delay", "interval_ms": "--interval"}
 # Behind the last sample, so that the last turn ends as every other one does. What the commit ends then is silence.
@@ -46,7 +44,6 @@ class Live:
 
     delay_ms: int | None = None  # by which text follows speech
     interval_seconds: float | None = None  # of audio that is heard at once
-    alternatives: float | None = None  # how much less likely other tokens may be that are shown, 0 to 1
 
     def session(self, wanted: Wanted, rate: int) -> dict[str, Any]:
         """In the words of the API."""
@@ -57,20 +54,20 @@ class Live:
             "keywords": list(wanted.keywords),
             "delay_ms": self.delay_ms,
             "interval_ms": None if self.interval_seconds is None else round(self.interval_seconds * 1000),
-            "top_logprobs": None if self.alternatives is None else ALTERNATIVES,
+            "top_logprobs": None if wanted.alternatives is None else MOST_ALTERNATIVES,
         }
         heard = {
             "format": {"type": "audio/pcm", "rate": rate},
             "transcription": {name: value for name, value in asked.items() if value},
         }
-        include = [] if self.alternatives is None else ["item.input_audio_transcription.logprobs"]
+        include = [] if wanted.alternatives is None else ["item.input_audio_transcription.logprobs"]
         return {"type": "transcription", "audio": {"input": heard}, "include": include}
 
 
 def listen_live(source: Source, client: Client, wanted: Wanted, live: Live, screen: Screen) -> int:
     """Until the source ends or Ctrl-C, after which what was spoken is still heard. Returns the exit status."""
     with _explained(client), _socket(client) as socket:
-        talk = _Talk(socket, live.alternatives, screen)
+        talk = _Talk(socket, wanted, screen)
         talk.agree(live.session(wanted, source.rate))
         with interruptible(source) as interrupted, screen.bars(*COLUMNS) as meter:
             sender = _Sender(source, socket, meter)
@@ -119,9 +116,9 @@ class _Sender(threading.Thread):
 class _Talk:
     """What the server says. `over` when the text of all that was sent is here."""
 
-    def __init__(self, socket: ClientConnection, alternatives: float | None, screen: Screen) -> None:
+    def __init__(self, socket: ClientConnection, wanted: Wanted, screen: Screen) -> None:
         self.over = self.lost = False
-        self._socket, self._alternatives, self._screen = socket, alternatives, screen
+        self._socket, self._wanted, self._screen = socket, wanted, screen
         self._turns: dict[str, int] = {}  # ends in ms of those that a pause has ended; the end has the other one
         self._behind = 0.0  # seconds, as last said
         self._last: str | None = None
@@ -153,8 +150,7 @@ class _Talk:
             elif kind == "input_audio_buffer.committed" and sender.commits and item not in self._turns:
                 self._last = item
             elif kind == f"{ITEM}.delta":
-                text, cutoff = event["delta"], self._alternatives
-                yield text if cutoff is None else shown(text, event["logprobs"], cutoff)
+                yield self._wanted.shown(event["delta"], event.get("logprobs"))
             elif kind in (f"{ITEM}.completed", f"{ITEM}.failed"):
                 if kind.endswith("failed"):
                     self._screen.error(f"some speech is lost: {event['error']['message']}")

@@ -121,6 +121,17 @@ def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
     assert "language" in refused.stderr
 
 
+@pytest.mark.parametrize("model", DEMOS)
+@pytest.mark.parametrize("command", [["transcribe"], ["listen", "--input"]])
+def test_tokens_that_may_be_others_are_shown_with_them(server: Server, command: list[str], model: str) -> None:
+    heard = [
+        called(server.url, *command, str(SHORT.path), "--model", model, *alt).stdout
+        for alt in ([], ["--alt", "0"], ["--alt", "1"])
+    ]
+    assert heard[0] == heard[1] != heard[2]
+    assert re.sub(r"\[([^|]+)\|[^]]*\]", r"\1", heard[2]) == heard[0]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -133,6 +144,7 @@ def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
         ["listen", "--input", "a.wav", "--device", "1"],
         ["listen", "--delay", "100"],
         ["listen", "--alt", "1.5"],
+        ["transcribe", "a.wav", "--alt", "0.5", "--format", "json"],
         ["listen", "--alt", "nan"],
         ["listen", "--interval", "nan"],
     ],
@@ -259,9 +271,9 @@ def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(
 
 
 def test_what_live_options_ask_for_is_what_the_server_understands() -> None:
-    wanted = Wanted(model="live", language="en", keywords=("Lotti",))
+    wanted = Wanted(model="live", language="en", keywords=("Lotti",), alternatives=0.5)
     dialect = OpenAIDialect(TERMS, MODELS["live"])
-    dialect.configure(Live(240, 0.5, 0.01).session(wanted, SAMPLE_RATE))
+    dialect.configure(Live(240, 0.5).session(wanted, SAMPLE_RATE))
     asked = {"language": "en", "keywords": ("Lotti",), "delay_ms": 240, "interval_ms": 500, "top_logprobs": 5}
     assert dialect.request == LiveRequest(**asked, turn_detection=TurnDetection())
 
@@ -274,7 +286,10 @@ def test_live_a_turn_that_fails_is_told_and_is_not_the_last(capsys: pytest.Captu
         {"type": committed, "item_id": "b"}, {"type": f"{item}.delta", "item_id": "b", "delta": "red"},
         {"type": f"{item}.completed", "item_id": "b", "warnings": [doubt]},
     ]  # fmt: skip
-    talk, sender = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=False)), SimpleNamespace()
+    talk, sender = (
+        _Talk(iter([json.dumps(event) for event in events]), Wanted(), Screen(quiet=False)),
+        SimpleNamespace(),
+    )
     said = []
     for sender.commits in (False, True):
         assert not talk.over
@@ -292,7 +307,7 @@ def test_live_a_server_that_falls_behind_is_said_until_it_has_caught_up(capsys: 
         turn = {"item_id": str(number)}
         events += [{"type": "input_audio_buffer.speech_stopped", "audio_end_ms": 1000 * end, **turn}]
         events += [{"type": f"{item}.completed", **turn}]
-    talk = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=False))
+    talk = _Talk(iter([json.dumps(event) for event in events]), Wanted(), Screen(quiet=False))
     source, socket = SimpleNamespace(rate=8000, live=True), SimpleNamespace(send=lambda message: None)
     sender = _Sender(source, socket, Progress(disable=True))
     for spoken in (2, 10, 18, 15, 3, 8):  # since the text before
@@ -547,8 +562,8 @@ def event(**payload: object) -> bytes:
     return f"data: {json.dumps(payload)}\n\n".encode()
 
 
-HELLO = event(type="transcription.text.delta", text="hello")
-DONE = event(type="transcription.done", warnings=[])
+HELLO = event(type="transcript.text.delta", delta="hello")
+DONE = event(type="transcript.text.done", warnings=[])
 
 
 def stream(*events: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -593,7 +608,7 @@ def test_a_busy_server_is_asked_again_with_the_whole_recording_and_the_key() -> 
 
 def test_where_words_may_be_missing_is_told_beside_the_text() -> None:
     warning = {"code": "audio_incomplete", "message": "Words may be missing.", "start": 14.0, "end": 16.04}
-    with Scripted(stream(HELLO, event(type="transcription.done", warnings=[warning]))) as server:
+    with Scripted(stream(HELLO, event(type="transcript.text.done", warnings=[warning]))) as server:
         result = called(server.url, "transcribe", str(SHORT.path))
     assert (result.exit_code, result.stdout) == (0, "hello\n")
     assert f"{SHORT.path}: 14.0 to 16.0 s: Words may be missing." in result.stderr
@@ -617,7 +632,7 @@ def test_where_words_may_be_missing_is_told_for_formats_without_a_place_for_it()
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        (stream(HELLO, event(object="error", message="The model\nis gone.")), "The model is gone."),
+        (stream(HELLO, event(error={"message": "The model\nis gone."})), "The model is gone."),
         (stream(HELLO), "broke before the answer was whole"),
         (refusal(401, "A key is missing."), "A key is missing. On the command line: --api-key or VOXTRAL_API_KEY."),
         (lambda request: answer(request, 404, b"<html>"), "answered 404 Not Found"),
