@@ -35,6 +35,7 @@ ITEM = "conversation.item.input_audio_transcription"
 OF_STREAMS = {"delay_ms": "--delay", "interval_ms": "--interval"}
 # Behind the last sample, so that the last turn ends as every other one does. What the commit ends then is silence.
 END_SECONDS = 1.0
+RECORDED_DELAY_MS = 2400  # with which the server hears files
 LATE_SECONDS = 5.0  # by which the text of a turn follows its end before that is said, and said again
 
 
@@ -44,16 +45,24 @@ class Live:
 
     delay_ms: int | None = None  # by which text follows speech
     interval_seconds: float | None = None  # of audio that is heard at once
+    recorded: bool = False  # nobody waits for each word
 
-    def session(self, wanted: Wanted, rate: int) -> dict[str, Any]:
+    @property
+    def chosen(self) -> dict[str, int]:
+        """In the words of the API, what was asked of the model."""
+        interval_ms = None if self.interval_seconds is None else round(self.interval_seconds * 1000)
+        return {name: ms for name, ms in (("delay_ms", self.delay_ms), ("interval_ms", interval_ms)) if ms}
+
+    def session(self, wanted: Wanted, rate: int, may_wait: bool) -> dict[str, Any]:
         """In the words of the API."""
         asked = {
             "model": wanted.model,
             "language": wanted.language,
             "prompt": wanted.prompt,
             "keywords": list(wanted.keywords),
-            "delay_ms": self.delay_ms,
-            "interval_ms": None if self.interval_seconds is None else round(self.interval_seconds * 1000),
+            "delay_ms": RECORDED_DELAY_MS if self.recorded else None,
+            **self.chosen,
+            "may_wait": may_wait,
             "top_logprobs": None if wanted.alternatives is None else MOST_ALTERNATIVES,
         }
         heard = {
@@ -68,7 +77,7 @@ def listen_live(source: Source, client: Client, wanted: Wanted, live: Live, scre
     """Until the source ends or Ctrl-C, after which what was spoken is still heard. Returns the exit status."""
     with _explained(client), _socket(client) as socket:
         talk = _Talk(socket, wanted, screen)
-        talk.agree(live.session(wanted, source.rate))
+        talk.agree(live.session(wanted, source.rate, may_wait=not source.live), live)
         with interruptible(source) as interrupted, screen.bars(*COLUMNS) as meter:
             sender = _Sender(source, socket, meter)
             sender.start()
@@ -132,14 +141,13 @@ class _Talk:
             yield event
         raise Failure("the server has ended the session before all was heard. Its log may say why.")
 
-    def agree(self, session: dict[str, Any]) -> None:
+    def agree(self, session: dict[str, Any], live: Live) -> None:
         self._socket.send(json.dumps({"type": "session.update", "session": session}))
         while (event := next(self._events()))["type"] != "session.updated":
             continue  # the server has greeted first
-        asked, agreed = (given["audio"]["input"]["transcription"] for given in (session, event["session"]))
-        for name, option in OF_STREAMS.items():
-            if name in asked and agreed[name] != asked[name]:
-                self._screen.warn(f"{option} changes nothing: {agreed['model']} does not write while it hears")
+        agreed = event["session"]["audio"]["input"]["transcription"]
+        for option in (OF_STREAMS[name] for name, value in live.chosen.items() if agreed[name] != value):
+            self._screen.warn(f"{option} changes nothing: {agreed['model']} does not write while it hears")
 
     def line(self, sender: _Sender) -> Iterator[str]:
         """The text of the next turn, as it comes."""

@@ -41,6 +41,7 @@ from tests.speech import SAMPLE_RATE, assert_heard, clip, wav
 from turns import TurnDetection
 
 SHORT, OTHER = clip("short_0"), clip("short_1")
+ALTERNATIVES = re.compile(r"\[([^|]+)\|[^]]*\]")  # `[this|other]`
 
 
 def started(server: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -112,6 +113,71 @@ def test_a_pipe_is_heard_as_the_file_is(server: Server, piped: bytes) -> None:
     assert (result.returncode, result.stdout) == (0, transcript(server, SHORT.data))
 
 
+@pytest.mark.parametrize("model", DEMOS)
+def test_text_of_a_pipe_is_printed_while_it_is_open_and_all_of_it_at_its_end(server: Server, model: str) -> None:
+    with started(server.url, "transcribe", "--stdin", "--model", model) as process:
+        process.stdin.write(samples_of(spoken_twice()))
+        process.stdin.flush()
+        assert_heard(SHORT.words, process.stdout.readline().decode(), share=0.34)
+        process.stdin.write(samples_of(SHORT.samples()))  # ends in the middle of a turn
+        process.stdin.close()
+        rest = process.stdout.read()
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
+    assert_heard(f"{OTHER.words} {SHORT.words}", " ".join(rest.decode().split()), share=0.34)
+
+
+def test_ctrl_c_ends_an_open_pipe_whose_text_is_still_printed(server: Server) -> None:
+    with started(server.url, "transcribe", "--stdin") as process:
+        process.stdin.write(samples_of(spoken_twice()))
+        process.stdin.flush()
+        heard = process.stdout.readline().decode()
+        process.send_signal(signal.SIGINT)
+        heard += process.stdout.read().decode()
+        assert (process.wait(60), process.stderr.read()) == (130, b"")
+    assert_heard(f"{SHORT.words} {OTHER.words}", " ".join(heard.split()), share=0.34)
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "srt"], ["--output"]], ids=str)
+def test_what_needs_the_whole_of_a_pipe_is_heard_as_the_file_is_and_said_to_come_at_its_end(
+    server: Server, tmp_path: Path, options: list[str]
+) -> None:
+    """A recording in FLAC, a format with times, and a file."""
+    target = tmp_path / "heard.txt"
+    result = run_cli(
+        server.url, "transcribe", "--stdin", *options, *([str(target)] if "--output" in options else []),
+        stdin=SHORT.data,
+    )  # fmt: skip
+    heard = target.read_text() if target.exists() else result.stdout
+    assert (result.returncode, heard) == (0, transcript(server, SHORT.data, "srt" if "srt" in options else "text"))
+    assert re.fullmatch(r"voxtral: the transcript comes when the pipe ends; .*\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("piped", "options", "said"),
+    [
+        (b"", [], "nothing came through the pipe"),
+        (wav_header(SAMPLE_RATE), [], "the recording has no sound"),
+        (SHORT.data, ["--delay", "960"], "--delay and --interval need WAV or samples in the pipe"),
+        (bytes(32_000), ["--language", "klingon"], "language"),
+        (bytes(32_000), ["--model", "gpt-2"], "gpt-2"),
+    ],
+    ids=["nothing", "no sound", "delay", "language", "model"],
+)
+def test_a_pipe_that_cannot_be_heard_as_asked_is_an_error(
+    server: Server, piped: bytes, options: list[str], said: str
+) -> None:
+    result = run_cli(server.url, "transcribe", "--stdin", *options, stdin=piped)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert said in result.stderr
+
+
+def test_keywords_and_other_tokens_are_for_pipes_too(server: Server) -> None:
+    gray = clip("sounds_like_gray")
+    result = run_cli(server.url, "transcribe", "--stdin", "-k", "grey", "--alt", "1", stdin=samples_of(gray.samples()))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "grey" in ALTERNATIVES.sub(r"\1", result.stdout) != result.stdout
+
+
 def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
     gray = clip("sounds_like_gray")
     result = called(server.url, "transcribe", str(gray.path), "-l", "English", "-k", "grey", "-k", "Lotti")
@@ -129,7 +195,7 @@ def test_tokens_that_may_be_others_are_shown_with_them(server: Server, command: 
         for alt in ([], ["--alt", "0"], ["--alt", "1"])
     ]
     assert heard[0] == heard[1] != heard[2]
-    assert re.sub(r"\[([^|]+)\|[^]]*\]", r"\1", heard[2]) == heard[0]
+    assert ALTERNATIVES.sub(r"\1", heard[2]) == heard[0]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +209,8 @@ def test_tokens_that_may_be_others_are_shown_with_them(server: Server, command: 
         ["models", "--server", "localhost:11344"],
         ["listen", "--input", "a.wav", "--device", "1"],
         ["listen", "--delay", "100"],
+        ["transcribe", "a.wav", "--delay", "960"],
+        ["transcribe", "a.wav", "--interval", "1"],
         ["listen", "--alt", "1.5"],
         ["transcribe", "a.wav", "--alt", "0.5", "--format", "json"],
         ["listen", "--alt", "nan"],
@@ -273,9 +341,11 @@ def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(
 def test_what_live_options_ask_for_is_what_the_server_understands() -> None:
     wanted = Wanted(model="live", language="en", keywords=("Lotti",), alternatives=0.5)
     dialect = OpenAIDialect(TERMS, MODELS["live"])
-    dialect.configure(Live(240, 0.5).session(wanted, SAMPLE_RATE))
+    dialect.configure(Live(240, 0.5).session(wanted, SAMPLE_RATE, may_wait=False))
     asked = {"language": "en", "keywords": ("Lotti",), "delay_ms": 240, "interval_ms": 500, "top_logprobs": 5}
     assert dialect.request == LiveRequest(**asked, turn_detection=TurnDetection())
+    dialect.configure(Live(recorded=True).session(Wanted(model="live"), SAMPLE_RATE, may_wait=True))
+    assert (dialect.request.delay_ms, dialect.request.may_wait) == (2400, True)
 
 
 def test_live_a_turn_that_fails_is_told_and_is_not_the_last(capsys: pytest.CaptureFixture[str]) -> None:
@@ -586,7 +656,10 @@ def test_text_is_printed_before_the_answer_has_ended() -> None:
 
 
 def test_a_pipe_is_sent_while_it_comes() -> None:
-    with Scripted(stream(HELLO, DONE)) as server, started(server.url, "transcribe", "--stdin") as process:
+    with (
+        Scripted(answering(b"hello\n")) as server,
+        started(server.url, "transcribe", "--stdin", "--format", "srt") as process,
+    ):
         process.stdin.write(bytes(100_000))
         process.stdin.flush()
         received = 0
@@ -652,7 +725,8 @@ def test_what_goes_wrong_at_the_server_is_one_line_and_never_text(
 
 
 def test_ctrl_c_ends_a_transcription_without_a_trace() -> None:
-    with Scripted(stream()) as server, started(server.url, "transcribe", "--stdin") as process:
+    command = ["transcribe", "--stdin", "--format", "json", "--quiet"]
+    with Scripted(stream()) as server, started(server.url, *command) as process:
         process.stdin.write(bytes(1000))
         process.stdin.flush()
         server.received.get(timeout=60)
