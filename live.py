@@ -66,6 +66,7 @@ class LiveRequest:
     top_logprobs: int = 0  # likeliest tokens that are told beside each
     timing: Timing = "chunks"  # the smallest that shall have times in UtteranceDone; costs the 3B a pass
     turn_detection: TurnDetection | None = None
+    may_wait: bool = False  # what is paced as speech can wait for a model that is behind: it comes through a pipe
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ class LiveSession(ABC):
         """Hear more audio: float32 (n,), mono, 16 kHz, any n.
 
         Returns when the samples are taken. A client that sends faster than anybody speaks, a file, waits here for the
-        model, and so does its socket. Where the model is slower than speech it raises LiveError backlog_full, and
-        `samples` are as if they had never been; the session goes on.
+        model, and so does its socket. Where the model is slower than speech it raises LiveError backlog_full, unless
+        the request says that it may wait, and `samples` are as if they had never been; the session goes on.
         """
 
     @abstractmethod

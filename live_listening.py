@@ -135,7 +135,8 @@ class ListeningSession(LiveSession):
     def _refuse_when_behind(self, seconds: float) -> None:
         """A client that sends more than anybody can have spoken meanwhile is one that can wait."""
         most = self._settings.realtime_backlog_seconds
-        if self.behind > most and self._ahead + seconds < most / 2:
+        can_wait = self.request.may_wait or self._ahead + seconds >= most / 2
+        if self.behind > most and not can_wait:
             raise LiveError(
                 "backlog_full",
                 f"The model is {self.behind:.0f} s behind, and this audio was not taken. Pause, or send less; "

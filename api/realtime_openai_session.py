@@ -51,11 +51,12 @@ class Transcription(Asked):
     keywords: list[str] | None = None
     prompt: str | None = Field(None, max_length=20_000)
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
-    # Not OpenAI's: the delay as a number, audio that is heard at once, and how many likeliest tokens stand beside each
-    # in `logprobs`.
+    # Not OpenAI's: the delay as a number, audio that is heard at once, how many likeliest tokens stand beside each in
+    # `logprobs`, and whether the client can wait for a model that is behind.
     delay_ms: DelayMs | None = None
     interval_ms: IntervalMs | None = None
     top_logprobs: TopLogprobs | None = None
+    may_wait: bool | None = None
     diarize: Literal[False] | None = Field(None, exclude=True)
 
     @field_validator("delay_ms")
@@ -151,6 +152,7 @@ class SessionConfig(Asked):
             interval_ms=asked.interval_ms,
             top_logprobs=asked.top_logprobs or 0,
             turn_detection=self._turns(),
+            may_wait=bool(asked.may_wait),
         )
 
     def _turns(self) -> TurnDetection | None:

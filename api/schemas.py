@@ -49,6 +49,10 @@ class Logprob(Answer):
     bytes: list[int]
 
 
+class TokenLogprob(Logprob):
+    top_logprobs: list[Logprob] | None = Field(None, description="the likeliest tokens there, where asked for")
+
+
 class WhisperSegment(Answer):
     id: int
     seek: int = Field(description="start in units of 10 ms")
@@ -110,7 +114,7 @@ class Transcription(Answer):
         None, description="where timestamp_granularities asked for them; words, where it asked for nothing else"
     )
     words: list[Word] | None = Field(None, description="where timestamp_granularities asked for them")
-    logprobs: list[Logprob] | None = Field(None, description="where include asked for them")
+    logprobs: list[TokenLogprob] | None = Field(None, description="where include asked for them")
 
 
 class Progress(Answer):

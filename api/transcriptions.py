@@ -18,6 +18,7 @@ from api.errors import ApiError, about, invalid, unsupported
 from api.formats import FORMATS, Shape, written
 from api.keywords import named_words, prompted_words
 from api.openapi import EVENTS, FLAC, TEXT, answers
+from api.scores import MOST_ALTERNATIVES, asked_scores
 from api.service import AdmittedRoute, service_of
 from api.times import Granularity
 from api.transcription_wire import WARNINGS_HEADER, Task, mistral_error, mistral_frames, openai_frames
@@ -70,6 +71,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "include": {
         "type": "array", "items": {"type": "string", "enum": ["logprobs"]},
         "description": "log-probability of each token, in `json` and in streams",
+    },
+    "top_logprobs": {
+        "type": "integer", "minimum": 0, "maximum": MOST_ALTERNATIVES, "default": 0,
+        "description": "so many likeliest tokens beside each of `logprobs`, which `include` must ask for",
     },
     "timestamp_granularities": {
         "type": "array", "items": {"type": "string", "enum": ["segment", "word"]},
@@ -195,18 +200,19 @@ def parse(values: Mapping[str, Any], task: Task) -> AudioCall:
     _refuse_speakers(values)
     spoken = fields.language(values)
     granularities = _granularities(values, task, response_format, stream)
+    scores = asked_scores(values, response_format, stream)
     request = TranscriptionRequest(
         language="en" if task == "translate" else spoken,
         conversation=_instruction(values, task, spoken),
         words_only=task == "transcribe" and says_no_more(prompted_words(fields.text(values, "prompt") or "")[1]),
-        sampling=_sampling(values),
+        sampling=replace(_sampling(values), top_logprobs=scores.alternatives),
         max_tokens=_token_limit(values),
         keywords=_keywords(values),
         detection=_detection(values),
         timing=_timing(granularities, response_format, stream),
         streamed=stream,
     )
-    shape = Shape(_model_name(values), task, _logprobs(values, response_format, stream), granularities)
+    shape = Shape(_model_name(values), task, scores.logprobs, granularities)
     return AudioCall(response_format, stream, shape, request)
 
 
@@ -264,15 +270,6 @@ def _response_format(values: Mapping[str, Any]) -> str:
             "response_format", "diarized_json needs speaker labels, which Voxtral does not give. Use json."
         )
     return fields.choice(values, "response_format", tuple(FORMATS), "json")
-
-
-def _logprobs(values: Mapping[str, Any], response_format: str, stream: bool) -> bool:
-    wanted = fields.listed(values, "include")
-    if any(value != "logprobs" for value in wanted):
-        raise invalid("include", "include may only hold 'logprobs'.")
-    if wanted and response_format != "json" and not stream:
-        raise unsupported("include", f"{response_format} has no place for logprobs. Ask for response_format json.")
-    return bool(wanted)
 
 
 def _granularities(values: Mapping[str, Any], task: Task, response_format: str, stream: bool) -> frozenset[Granularity]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cli.client import Client, Failure, Wanted
+from cli.options import Alternatives, ApiKey, Debug, Delay, Interval, Keyword, Language, Model, Prompt, Quiet, Server
+from cli.recordings import stdin_pipe
 from cli.screen import Screen
 from cli.transcribing import Job, transcribe_all
 
@@ -41,60 +44,16 @@ class Format(StrEnum):
         return {"text": ".txt", "verbose_json": ".json"}.get(self.value, f".{self.value}")
 
 
-def _address(server: str) -> str:
-    try:
-        url = httpx.URL(server)
-    except httpx.InvalidURL:
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
-        raise typer.BadParameter(f"'{server}' is no address such as http://127.0.0.1:11344.")
-    return server
-
-
-def _key(key: str | None) -> str | None:
-    if key and not (key.isascii() and key.isprintable()):
-        raise typer.BadParameter("a key holds letters, digits and signs of ASCII only.")
-    return key
-
-
-def _delay(milliseconds: int | None) -> int | None:
-    if milliseconds not in (None, *range(80, 1201, 80), 2400):
-        raise typer.BadParameter("it can be 80 to 1200 in steps of 80, or 2400.")
-    return milliseconds
-
-
-Server = Annotated[
-    str, typer.Option(envvar="VOXTRAL_SERVER", callback=_address, help="Where the server is.", metavar="URL")
-]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(envvar="VOXTRAL_API_KEY", callback=_key, help="One of the server's API_KEYS.", show_default=False),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, notes or warnings; errors only.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Say what is sent and answered, on stderr.")]
-Model = Annotated[str, typer.Option(help="Id or alias of a model that the server has; whisper-1 is its default one.")]
-Language = Annotated[str | None, typer.Option("--language", "-l", help="What is spoken, as `en` or `English`.")]
-Prompt = Annotated[str | None, typer.Option(help="Names, spellings and style to expect.")]
-Keyword = Annotated[list[str] | None, typer.Option("--keyword", "-k", help="A word to expect. May be repeated.")]
-Delay = Annotated[
-    int | None,
-    typer.Option(callback=_delay, metavar="MS", help="Milliseconds by which text follows speech, 80 to 2400; live."),
-]
-Interval = Annotated[
-    float | None, typer.Option(min=0.08, max=5, help="Seconds of audio that the model hears at once; live.")
-]
-Alternatives = Annotated[
-    float | None,
-    typer.Option(
-        min=0.001, max=1, help="Show this|other in brackets where the other token is so likely beside this one; live."
-    ),
-]
 SERVER = "http://127.0.0.1:11344"
+AT_THE_END = (
+    "the transcript comes when the pipe ends; text on stdout, of WAV or samples in the pipe, comes as it is heard"
+)
 
 
 @contextmanager
 def connected(server: str, key: str | None, quiet: bool, debug: bool) -> Iterator[tuple[Client, Screen]]:
-    """A client and a screen; a Failure inside is said, and ends the program with status 1."""
+    """A client and a screen; a Failure inside is said, and ends the program with status 1. So is that there is no room
+    for what is written."""
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s")
     screen = Screen(quiet)
@@ -103,6 +62,12 @@ def connected(server: str, key: str | None, quiet: bool, debug: bool) -> Iterato
         yield client, screen
     except Failure as failure:
         screen.error(str(failure))
+        raise typer.Exit(1) from None
+    except BrokenPipeError:  # who reads stdout has enough, over which typer ends the program without a word
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would say it again at its end
+        screen.error(f"stdout: {error.strerror}.")
         raise typer.Exit(1) from None
     finally:
         client.close()
@@ -124,22 +89,58 @@ def transcribe(  # noqa: PLR0913 - its options
     language: Language = None,
     prompt: Prompt = None,
     keyword: Keyword = None,
+    alt: Alternatives = None,
+    delay: Delay = None,
+    interval: Interval = None,
     server: Server = SERVER,
     api_key: ApiKey = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Transcribe recordings. Text is printed as it is heard."""
+    """Transcribe recordings. Text is printed as it is heard, that of a pipe of WAV or samples a line for each pause.
+
+    Files are heard with all of their sound at once, so --delay and --interval are for the text of such a pipe.
+    """
     if bool(files) == stdin:
         raise typer.BadParameter("name files, or pipe a recording in and say --stdin.", param_hint="FILE…")
     if stdin:
         _check_pipe("--stdin")
     sources: list[Path | None] = [None] if stdin else list(files or [])
+    if alt is not None and format is not Format.text:
+        raise typer.BadParameter("other tokens are shown in text only.", param_hint="--alt")
+    as_it_comes = stdin and format is Format.text and output is None
+    if not as_it_comes and (delay, interval) != (None, None):
+        raise typer.BadParameter("only text of --stdin, on stdout, can have these.", param_hint="--delay or --interval")
     jobs = _jobs(sources, output, format, overwrite)
-    wanted = Wanted(format.value, model, language, prompt, tuple(keyword or ()))
+    wanted = Wanted(format.value, model, language, prompt, tuple(keyword or ()), alt)
     with connected(server, api_key, quiet, debug) as (client, screen):
-        failed = transcribe_all(jobs, client, wanted, at_once, screen)
-    raise typer.Exit(1 if failed else 0)
+        if as_it_comes:
+            client.health()  # lest somebody pipe to nobody
+            status = _transcribe_pipe(jobs[0], client, wanted, (delay, interval), screen)
+        else:
+            if stdin:
+                screen.warn(AT_THE_END)
+                jobs = [replace(jobs[0], pipe=stdin_pipe())]
+            status = 1 if transcribe_all(jobs, client, wanted, at_once, screen) else 0
+    raise typer.Exit(status)
+
+
+def _transcribe_pipe(
+    job: Job, client: Client, wanted: Wanted, chosen: tuple[int | None, float | None], screen: Screen
+) -> int:
+    """Text as it is heard where a recording can be played from its beginning, else as that of a file. `chosen`: delay
+    and interval. Returns the exit status."""
+    pipe = stdin_pipe()
+    if pipe.is_wave:
+        # These bring numpy and PyAV, which files need not wait for.
+        from cli import live, sources
+
+        source = sources.Played(pipe, paced=False)
+        return live.listen_live(source, client, wanted, live.Live(*chosen, recorded=True), screen)
+    if chosen != (None, None):
+        raise Failure("--delay and --interval need WAV or samples in the pipe.")
+    screen.warn(AT_THE_END)
+    return 1 if transcribe_all([replace(job, pipe=pipe)], client, wanted, 1, screen) else 0
 
 
 def _check_pipe(option: str) -> None:
@@ -193,8 +194,8 @@ def listen(  # noqa: PLR0913 - its options
 ) -> None:
     """Transcribe what is spoken, a line for each utterance, when a pause ends it. Ctrl-C ends it all.
 
-    With --live, or an option that ends in "live", a realtime model prints words as they are spoken.
-    It ends when the server falls 30 s behind, and what is spoken then is lost; without it listen catches up.
+    With --live, --delay or --interval a realtime model prints words as they are spoken. It ends when the server falls
+    30 s behind, and what is spoken then is lost; a pipe waits, and without --live listen catches up.
     """
     if input and device:
         raise typer.BadParameter("a file has no device.", param_hint="--device")
@@ -203,11 +204,10 @@ def listen(  # noqa: PLR0913 - its options
     # These bring numpy and PyAV, which the other commands need not wait for.
     from cli import listening, sources
     from cli import live as live_listening
-    from cli.recordings import stdin_pipe
 
-    options = live_listening.Live(delay, interval, alt)
+    options = live_listening.Live(delay, interval)
     is_live = live or options != live_listening.Live()
-    wanted = Wanted("text", model, language, prompt, tuple(keyword or ()))
+    wanted = Wanted("text", model, language, prompt, tuple(keyword or ()), alt)
     with connected(server, api_key, quiet, debug) as (client, screen):
         client.health()  # lest somebody speak to nobody
         if input is None:

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 
 import httpx
 
+from cli.alternatives import shown
+
 log = logging.getLogger("voxtral.cli")
 
 CONNECT_SECONDS = 10.0
@@ -23,6 +25,7 @@ STREAM = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
 WHOLE = httpx.Timeout(600.0, connect=CONNECT_SECONDS, read=None)
 MOST_TRIES = 5
 LONGEST_WAIT_SECONDS = 60
+MOST_ALTERNATIVES = 5  # that the server tells beside a token
 WARNINGS = "x-voxtral-warnings"  # the header of an answer whose format has no place for them
 
 
@@ -60,23 +63,27 @@ class Wanted:
     language: str | None = None
     prompt: str | None = None
     keywords: tuple[str, ...] = ()
+    alternatives: float | None = None  # cutoff of the other tokens that text is shown with, 0 to 1
 
     @property
     def streams(self) -> bool:
         return self.response_format == "text"
 
     def form(self) -> dict[str, Any]:
-        """Text is streamed as Mistral's events, because those say whether it was cut short; it is their spelling of
-        `timestamp_granularities` that asks for them."""
-        shape = {"stream": "true", "timestamp_granularities": "segment"}
+        scores = {"include[]": "logprobs", "top_logprobs": str(MOST_ALTERNATIVES)}
         fields = {
             "model": self.model,
             "language": self.language,
             "prompt": self.prompt,
             "keywords[]": list(self.keywords),
-            **(shape if self.streams else {"response_format": self.response_format}),
+            **({"stream": "true"} if self.streams else {"response_format": self.response_format}),
+            **({} if self.alternatives is None else scores),
         }
         return {name: value for name, value in fields.items() if value}
+
+    def shown(self, text: str, logprobs: list[dict[str, Any]] | None) -> str:
+        """A piece of the answer as it is to be read."""
+        return text if self.alternatives is None else shown(text, logprobs, self.alternatives)
 
 
 @dataclass(frozen=True)
@@ -165,20 +172,20 @@ class Client:
                     return wait
                 _check(response)
                 if wanted.streams:
-                    yield from self._heard(recording.name, response)
+                    yield from self._heard(recording.name, response, wanted)
                 else:
                     yield response.read().decode()
                     self._tell(recording.name, json.loads(response.headers.get(WARNINGS, "[]")))
         return None
 
-    def _heard(self, name: str, response: httpx.Response) -> Iterator[str]:
+    def _heard(self, name: str, response: httpx.Response, wanted: Wanted) -> Iterator[str]:
         done = False
         for event in _events(response):
-            if event.get("object") == "error":
-                raise Failure(event["message"])
-            if event["type"] == "transcription.text.delta":
-                yield event["text"]
-            elif event["type"] == "transcription.done":
+            if "error" in event:
+                raise Failure(event["error"]["message"])
+            if event["type"] == "transcript.text.delta":
+                yield wanted.shown(event["delta"], event.get("logprobs"))
+            elif event["type"] == "transcript.text.done":
                 done = True
                 self._tell(name, event["warnings"])
         if not done:

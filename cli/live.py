@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from rich.progress import Progress
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from cli.client import Client, Failure, Wanted
+from cli.client import MOST_ALTERNATIVES, Client, Failure, Wanted
 from cli.listening import COLUMNS, INTERRUPTED, interruptible
 from cli.screen import Screen
 from cli.sources import Source
@@ -32,11 +31,11 @@ log = logging.getLogger("voxtral.cli")
 
 PATH = "/v1/realtime?intent=transcription"
 ITEM = "conversation.item.input_audio_transcription"
-ALTERNATIVES = 5  # that the server tells at most
 # What a model that hears recordings does not have.
 OF_STREAMS = {"delay_ms": "--delay", "interval_ms": "--interval"}
 # Behind the last sample, so that the last turn ends as every other one does. What the commit ends then is silence.
 END_SECONDS = 1.0
+RECORDED_DELAY_MS = 2400  # with which the server hears files
 LATE_SECONDS = 5.0  # by which the text of a turn follows its end before that is said, and said again
 
 
@@ -46,32 +45,39 @@ class Live:
 
     delay_ms: int | None = None  # by which text follows speech
     interval_seconds: float | None = None  # of audio that is heard at once
-    alternatives: float | None = None  # share of the likeliest's probability from which on others are shown
+    recorded: bool = False  # nobody waits for each word
 
-    def session(self, wanted: Wanted, rate: int) -> dict[str, Any]:
+    @property
+    def chosen(self) -> dict[str, int]:
+        """In the words of the API, what was asked of the model."""
+        interval_ms = None if self.interval_seconds is None else round(self.interval_seconds * 1000)
+        return {name: ms for name, ms in (("delay_ms", self.delay_ms), ("interval_ms", interval_ms)) if ms}
+
+    def session(self, wanted: Wanted, rate: int, may_wait: bool) -> dict[str, Any]:
         """In the words of the API."""
         asked = {
             "model": wanted.model,
             "language": wanted.language,
             "prompt": wanted.prompt,
             "keywords": list(wanted.keywords),
-            "delay_ms": self.delay_ms,
-            "interval_ms": None if self.interval_seconds is None else round(self.interval_seconds * 1000),
-            "top_logprobs": None if self.alternatives is None else ALTERNATIVES,
+            "delay_ms": RECORDED_DELAY_MS if self.recorded else None,
+            **self.chosen,
+            "may_wait": may_wait,
+            "top_logprobs": None if wanted.alternatives is None else MOST_ALTERNATIVES,
         }
         heard = {
             "format": {"type": "audio/pcm", "rate": rate},
             "transcription": {name: value for name, value in asked.items() if value},
         }
-        include = [] if self.alternatives is None else ["item.input_audio_transcription.logprobs"]
+        include = [] if wanted.alternatives is None else ["item.input_audio_transcription.logprobs"]
         return {"type": "transcription", "audio": {"input": heard}, "include": include}
 
 
 def listen_live(source: Source, client: Client, wanted: Wanted, live: Live, screen: Screen) -> int:
     """Until the source ends or Ctrl-C, after which what was spoken is still heard. Returns the exit status."""
     with _explained(client), _socket(client) as socket:
-        talk = _Talk(socket, live.alternatives, screen)
-        talk.agree(live.session(wanted, source.rate))
+        talk = _Talk(socket, wanted, screen)
+        talk.agree(live.session(wanted, source.rate, may_wait=not source.live), live)
         with interruptible(source) as interrupted, screen.bars(*COLUMNS) as meter:
             sender = _Sender(source, socket, meter)
             sender.start()
@@ -119,9 +125,9 @@ class _Sender(threading.Thread):
 class _Talk:
     """What the server says. `over` when the text of all that was sent is here."""
 
-    def __init__(self, socket: ClientConnection, alternatives: float | None, screen: Screen) -> None:
+    def __init__(self, socket: ClientConnection, wanted: Wanted, screen: Screen) -> None:
         self.over = self.lost = False
-        self._socket, self._alternatives, self._screen = socket, alternatives, screen
+        self._socket, self._wanted, self._screen = socket, wanted, screen
         self._turns: dict[str, int] = {}  # ends in ms of those that a pause has ended; the end has the other one
         self._behind = 0.0  # seconds, as last said
         self._last: str | None = None
@@ -135,14 +141,13 @@ class _Talk:
             yield event
         raise Failure("the server has ended the session before all was heard. Its log may say why.")
 
-    def agree(self, session: dict[str, Any]) -> None:
+    def agree(self, session: dict[str, Any], live: Live) -> None:
         self._socket.send(json.dumps({"type": "session.update", "session": session}))
         while (event := next(self._events()))["type"] != "session.updated":
             continue  # the server has greeted first
-        asked, agreed = (given["audio"]["input"]["transcription"] for given in (session, event["session"]))
-        for name, option in OF_STREAMS.items():
-            if name in asked and agreed[name] != asked[name]:
-                self._screen.warn(f"{option} changes nothing: {agreed['model']} does not write while it hears")
+        agreed = event["session"]["audio"]["input"]["transcription"]
+        for option in (OF_STREAMS[name] for name, value in live.chosen.items() if agreed[name] != value):
+            self._screen.warn(f"{option} changes nothing: {agreed['model']} does not write while it hears")
 
     def line(self, sender: _Sender) -> Iterator[str]:
         """The text of the next turn, as it comes."""
@@ -153,7 +158,7 @@ class _Talk:
             elif kind == "input_audio_buffer.committed" and sender.commits and item not in self._turns:
                 self._last = item
             elif kind == f"{ITEM}.delta":
-                yield event["delta"] if self._alternatives is None else shown(event, self._alternatives)
+                yield self._wanted.shown(event["delta"], event.get("logprobs"))
             elif kind in (f"{ITEM}.completed", f"{ITEM}.failed"):
                 if kind.endswith("failed"):
                     self._screen.error(f"some speech is lost: {event['error']['message']}")
@@ -172,43 +177,17 @@ class _Talk:
             self._screen.warn(f"the text is {behind:.0f} s behind; the server hears more at once to catch up")
 
 
-def shown(delta: dict[str, Any], share: float) -> str:
-    """Text in which a token that may be another one stands as `[this|other]`; the text alone where its tokens do
-    not spell it, because words were replaced or a character began in the delta before."""
-    text, entries = delta["delta"], delta["logprobs"]
-    if _text(bytes(entry["bytes"]) for entry in entries).lstrip() != text.lstrip():
-        return text
-    marked = _text(_marked(entry, share) for entry in entries)
-    return marked if text[:1].isspace() else marked.lstrip()
-
-
-def _text(parts: Iterable[bytes]) -> str:
-    """A character that is not whole yet comes with the next delta."""
-    return b"".join(parts).decode(errors="ignore")
-
-
-def _marked(entry: dict[str, Any], share: float) -> bytes:
-    token, word = bytes(entry["bytes"]), _word(entry)
-    least = entry["logprob"] + math.log(share)
-    others = [_word(other) for other in entry.get("top_logprobs", ()) if other["logprob"] >= least]
-    others = [other for other in others if other and other != word]
-    return token.replace(word.encode(), f"[{'|'.join([word, *others])}]".encode()) if word and others else token
-
-
-def _word(entry: dict[str, Any]) -> str:
-    """Empty for a token that is a part of a character."""
-    try:
-        return bytes(entry["bytes"]).decode().strip()
-    except UnicodeDecodeError:
-        return ""
-
-
 @contextmanager
 def _socket(client: Client) -> Iterator[ClientConnection]:
     """No pings: a server that lets a fast sender wait does not answer them meanwhile."""
     headers = {"Authorization": f"Bearer {client.key}"} if client.key else {}
     address = "ws" + client.server.removeprefix("http") + PATH
-    with connect(address, additional_headers=headers, ping_interval=None, max_size=None) as socket:
+    try:
+        socket = connect(address, additional_headers=headers, ping_interval=None, max_size=None)
+    except OSError as error:
+        log.debug("no connection", exc_info=error)
+        raise client.nobody() from None
+    with socket:
         yield socket
 
 
@@ -225,12 +204,9 @@ def _explained(client: Client) -> Iterator[None]:
             else "--live needs one that has /v1/realtime"
         )
         raise Failure(f"the server refuses a live session (status {status}): {why}.") from None
-    except (ConnectionClosed, InvalidHandshake, TimeoutError) as error:
+    except (ConnectionClosed, InvalidHandshake) as error:
         log.debug("broken connection", exc_info=error)
         raise client.broken() from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         log.debug("strange answer", exc_info=error)
         raise client.stranger() from None
-    except OSError as error:
-        log.debug("no connection", exc_info=error)
-        raise client.nobody() from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import struct
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ SIGNATURES = (
     (b"\x1aE\xdf\xa3", 0),
 )  # fmt: skip
 LONGEST_SIGNATURE = 8
+WAVES = (b"RIFF", b"RF64")
+POLL_SECONDS = 0.2  # after which a pipe in which nothing comes is found to have been ended
 
 
 def wav_header(rate: int, size: int = UNKNOWN) -> bytes:
@@ -33,20 +36,29 @@ class Pipe:
     header of a WAV. Keeps nothing of it."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw, self._head = raw, b""
+        self._raw, self._head, self._ended = raw, b"", False
         while len(self._head) < LONGEST_SIGNATURE and (more := raw.read(LONGEST_SIGNATURE - len(self._head))):
             self._head += more
         if not self._head:
             raise Failure("nothing came through the pipe. Send WAV, or raw s16le samples at 16 kHz, mono.")
         if not any(self._head[at:].startswith(mark) for mark, at in SIGNATURES):
             self._head = wav_header(SAMPLE_RATE) + self._head
+        # Of other recordings some can only be read once they are whole.
+        self.is_wave = self._head.startswith(WAVES)
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, what is there already rather than all of them; none at the end."""
         if self._head:
             first, self._head = self._head[:size], self._head[size:]
             return first
-        return self._raw.read(size) or b""
+        while not self._ended:
+            if select.select([self._raw], [], [], POLL_SECONDS)[0]:
+                return self._raw.read(size) or b""
+        return b""
+
+    def end(self) -> None:
+        """What comes from now on is left there. Called by another thread than reads."""
+        self._ended = True
 
 
 def stdin_pipe() -> Pipe:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
-from cli.client import Failure, Readable
-from cli.recordings import SAMPLE_RATE
+from cli.client import Failure
+from cli.recordings import SAMPLE_RATE, Pipe
 
 BLOCK_SECONDS = 0.1
 MOST_BLOCKS = 6000  # of a microphone that may wait, ten minutes
@@ -38,7 +38,7 @@ class Played:
 
     rate = SAMPLE_RATE
 
-    def __init__(self, file: str | Readable, paced: bool) -> None:
+    def __init__(self, file: str | Pipe, paced: bool) -> None:
         self.live = paced
         self._file, self._stopped = file, threading.Event()
 
@@ -47,18 +47,20 @@ class Played:
         try:
             for block in self._decoded():
                 played += len(block)
-                ahead = started + played / self.rate - time.monotonic() if self.live else 0
-                if self._stopped.wait(max(ahead, 0)):
+                ahead = started + played / self.rate - time.monotonic()
+                if self.live and self._stopped.wait(max(ahead, 0)):
                     return
                 yield block
         except av.FFmpegError as error:
-            raise Failure(f"--input cannot be played: {error.strerror}.") from None
+            raise Failure(f"the recording cannot be played: {error.strerror}.") from None
+        if not played:
+            raise Failure("the recording has no sound.")
 
     def _decoded(self) -> Iterator[np.ndarray]:
         # A path by FFmpeg's `file:`, so that a colon in it names no other protocol.
         with av.open(f"file:{self._file}" if isinstance(self._file, str) else self._file) as container:
             if not container.streams.audio:
-                raise Failure("--input cannot be played: it has no sound.")
+                raise Failure("the recording has no sound.")
             resampler = av.AudioResampler(format="s16", layout="mono", rate=self.rate)
             for frame in container.decode(container.streams.audio[0]):
                 for converted in resampler.resample(frame):
@@ -68,6 +70,8 @@ class Played:
 
     def stop(self) -> None:
         self._stopped.set()
+        if isinstance(self._file, Pipe):
+            self._file.end()
 
 
 class Microphone:

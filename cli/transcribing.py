@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from cli.client import Client, Failure, Figures, NoServer, Readable, Recording, Wanted
-from cli.recordings import Counted, stdin_pipe
+from cli.recordings import Counted, Pipe
 from cli.screen import Screen
 
 WATCH_SECONDS = 1.0
@@ -38,6 +38,7 @@ class Job:
     source: Path | None  # None: what is piped in
     target: Path | None  # None: to stdout
     overwrite: bool = False
+    pipe: Pipe | None = None
 
     @property
     def name(self) -> str:
@@ -107,9 +108,9 @@ class Hearing(threading.Thread):
 
     @contextmanager
     def _opened(self) -> Iterator[Readable]:
-        if self.job.source is None:
+        if self.job.pipe:
             self._bar.sending(None)
-            yield Counted(stdin_pipe(), self._bar.sent)
+            yield Counted(self.job.pipe, self._bar.sent)
             return
         with self.job.source.open("rb") as file:
             self._bar.sending(os.fstat(file.fileno()).st_size or None)

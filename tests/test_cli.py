@@ -27,9 +27,10 @@ from typer.testing import CliRunner, Result
 
 from api.realtime_openai import OpenAIDialect
 from cli import listening
+from cli.alternatives import shown
 from cli.app import app
 from cli.client import Recording, Wanted
-from cli.live import Live, _Sender, _Talk, shown
+from cli.live import Live, _Sender, _Talk
 from cli.recordings import wav_header
 from cli.screen import Screen
 from cli.utterances import FRAME_MS, Utterances
@@ -40,6 +41,7 @@ from tests.speech import SAMPLE_RATE, assert_heard, clip, wav
 from turns import TurnDetection
 
 SHORT, OTHER = clip("short_0"), clip("short_1")
+ALTERNATIVES = re.compile(r"\[([^|]+)\|[^]]*\]")  # `[this|other]`
 
 
 def started(server: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -111,6 +113,71 @@ def test_a_pipe_is_heard_as_the_file_is(server: Server, piped: bytes) -> None:
     assert (result.returncode, result.stdout) == (0, transcript(server, SHORT.data))
 
 
+@pytest.mark.parametrize("model", DEMOS)
+def test_text_of_a_pipe_is_printed_while_it_is_open_and_all_of_it_at_its_end(server: Server, model: str) -> None:
+    with started(server.url, "transcribe", "--stdin", "--model", model) as process:
+        process.stdin.write(samples_of(spoken_twice()))
+        process.stdin.flush()
+        assert_heard(SHORT.words, process.stdout.readline().decode(), share=0.34)
+        process.stdin.write(samples_of(SHORT.samples()))  # ends in the middle of a turn
+        process.stdin.close()
+        rest = process.stdout.read()
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
+    assert_heard(f"{OTHER.words} {SHORT.words}", " ".join(rest.decode().split()), share=0.34)
+
+
+def test_ctrl_c_ends_an_open_pipe_whose_text_is_still_printed(server: Server) -> None:
+    with started(server.url, "transcribe", "--stdin") as process:
+        process.stdin.write(samples_of(spoken_twice()))
+        process.stdin.flush()
+        heard = process.stdout.readline().decode()
+        process.send_signal(signal.SIGINT)
+        heard += process.stdout.read().decode()
+        assert (process.wait(60), process.stderr.read()) == (130, b"")
+    assert_heard(f"{SHORT.words} {OTHER.words}", " ".join(heard.split()), share=0.34)
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "srt"], ["--output"]], ids=str)
+def test_what_needs_the_whole_of_a_pipe_is_heard_as_the_file_is_and_said_to_come_at_its_end(
+    server: Server, tmp_path: Path, options: list[str]
+) -> None:
+    """A recording in FLAC, a format with times, and a file."""
+    target = tmp_path / "heard.txt"
+    result = run_cli(
+        server.url, "transcribe", "--stdin", *options, *([str(target)] if "--output" in options else []),
+        stdin=SHORT.data,
+    )  # fmt: skip
+    heard = target.read_text() if target.exists() else result.stdout
+    assert (result.returncode, heard) == (0, transcript(server, SHORT.data, "srt" if "srt" in options else "text"))
+    assert re.fullmatch(r"voxtral: the transcript comes when the pipe ends; .*\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("piped", "options", "said"),
+    [
+        (b"", [], "nothing came through the pipe"),
+        (wav_header(SAMPLE_RATE), [], "the recording has no sound"),
+        (SHORT.data, ["--delay", "960"], "--delay and --interval need WAV or samples in the pipe"),
+        (bytes(32_000), ["--language", "klingon"], "language"),
+        (bytes(32_000), ["--model", "gpt-2"], "gpt-2"),
+    ],
+    ids=["nothing", "no sound", "delay", "language", "model"],
+)
+def test_a_pipe_that_cannot_be_heard_as_asked_is_an_error(
+    server: Server, piped: bytes, options: list[str], said: str
+) -> None:
+    result = run_cli(server.url, "transcribe", "--stdin", *options, stdin=piped)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert said in result.stderr
+
+
+def test_keywords_and_other_tokens_are_for_pipes_too(server: Server) -> None:
+    gray = clip("sounds_like_gray")
+    result = run_cli(server.url, "transcribe", "--stdin", "-k", "grey", "--alt", "1", stdin=samples_of(gray.samples()))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "grey" in ALTERNATIVES.sub(r"\1", result.stdout) != result.stdout
+
+
 def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
     gray = clip("sounds_like_gray")
     result = called(server.url, "transcribe", str(gray.path), "-l", "English", "-k", "grey", "-k", "Lotti")
@@ -118,6 +185,17 @@ def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
     refused = called(server.url, "transcribe", str(SHORT.path), "--language", "klingon", "--prompt", "Gardens.")
     assert refused.exit_code == 1
     assert "language" in refused.stderr
+
+
+@pytest.mark.parametrize("model", DEMOS)
+@pytest.mark.parametrize("command", [["transcribe"], ["listen", "--input"]])
+def test_tokens_that_may_be_others_are_shown_with_them(server: Server, command: list[str], model: str) -> None:
+    heard = [
+        called(server.url, *command, str(SHORT.path), "--model", model, *alt).stdout
+        for alt in ([], ["--alt", "0"], ["--alt", "1"])
+    ]
+    assert heard[0] == heard[1] != heard[2]
+    assert ALTERNATIVES.sub(r"\1", heard[2]) == heard[0]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +209,12 @@ def test_language_prompt_and_keywords_reach_the_server(server: Server) -> None:
         ["models", "--server", "localhost:11344"],
         ["listen", "--input", "a.wav", "--device", "1"],
         ["listen", "--delay", "100"],
+        ["transcribe", "a.wav", "--delay", "960"],
+        ["transcribe", "a.wav", "--interval", "1"],
+        ["listen", "--alt", "1.5"],
+        ["transcribe", "a.wav", "--alt", "0.5", "--format", "json"],
+        ["listen", "--alt", "nan"],
+        ["listen", "--interval", "nan"],
     ],
     ids=" ".join,
 )
@@ -243,7 +327,7 @@ def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(
     server: Server, model: str, useless: list[str]
 ) -> None:
     """The rate of a pipe is the model's, and it is sent as fast as the server takes it."""
-    options = ["--live", "--model", model, "--delay", "240", "--interval", "0.5", "--alt", "0.001", "--language", "en"]
+    options = ["--live", "--model", model, "--delay", "240", "--interval", "0.5", "--alt", "0.999", "--language", "en"]
     with started(server.url, "listen", "--input", "-", *options) as process:
         out, error = process.communicate(samples_of(spoken_twice()))
     assert process.returncode == 0
@@ -255,11 +339,13 @@ def test_live_every_turn_is_a_line_and_what_the_model_cannot_do_is_said(
 
 
 def test_what_live_options_ask_for_is_what_the_server_understands() -> None:
-    wanted = Wanted(model="live", language="en", keywords=("Lotti",))
+    wanted = Wanted(model="live", language="en", keywords=("Lotti",), alternatives=0.5)
     dialect = OpenAIDialect(TERMS, MODELS["live"])
-    dialect.configure(Live(240, 0.5, 0.01).session(wanted, SAMPLE_RATE))
+    dialect.configure(Live(240, 0.5).session(wanted, SAMPLE_RATE, may_wait=False))
     asked = {"language": "en", "keywords": ("Lotti",), "delay_ms": 240, "interval_ms": 500, "top_logprobs": 5}
     assert dialect.request == LiveRequest(**asked, turn_detection=TurnDetection())
+    dialect.configure(Live(recorded=True).session(Wanted(model="live"), SAMPLE_RATE, may_wait=True))
+    assert (dialect.request.delay_ms, dialect.request.may_wait) == (2400, True)
 
 
 def test_live_a_turn_that_fails_is_told_and_is_not_the_last(capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +356,10 @@ def test_live_a_turn_that_fails_is_told_and_is_not_the_last(capsys: pytest.Captu
         {"type": committed, "item_id": "b"}, {"type": f"{item}.delta", "item_id": "b", "delta": "red"},
         {"type": f"{item}.completed", "item_id": "b", "warnings": [doubt]},
     ]  # fmt: skip
-    talk, sender = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=False)), SimpleNamespace()
+    talk, sender = (
+        _Talk(iter([json.dumps(event) for event in events]), Wanted(), Screen(quiet=False)),
+        SimpleNamespace(),
+    )
     said = []
     for sender.commits in (False, True):
         assert not talk.over
@@ -288,7 +377,7 @@ def test_live_a_server_that_falls_behind_is_said_until_it_has_caught_up(capsys: 
         turn = {"item_id": str(number)}
         events += [{"type": "input_audio_buffer.speech_stopped", "audio_end_ms": 1000 * end, **turn}]
         events += [{"type": f"{item}.completed", **turn}]
-    talk = _Talk(iter([json.dumps(event) for event in events]), None, Screen(quiet=False))
+    talk = _Talk(iter([json.dumps(event) for event in events]), Wanted(), Screen(quiet=False))
     source, socket = SimpleNamespace(rate=8000, live=True), SimpleNamespace(send=lambda message: None)
     sender = _Sender(source, socket, Progress(disable=True))
     for spoken in (2, 10, 18, 15, 3, 8):  # since the text before
@@ -306,11 +395,14 @@ def scored(token: bytes, share: float = 0.6, *top: tuple[bytes, float]) -> dict[
     return {**entry(token, share), "top_logprobs": [entry(*other) for other in top]}
 
 
-def test_a_token_that_may_be_another_one_is_shown_with_it() -> None:
+def test_a_token_that_may_be_another_one_is_shown_with_it_and_with_more_of_them_the_larger_the_cutoff() -> None:
+    """The distances from the likeliest: 0.48 and 0.98."""
     bravo = scored(b" bravo", 0.6, (b" bravo", 0.6), (b" brave", 0.31), (b" bra", 0.01), (b" ", 0.4), (b"\xe3", 0.5))
-    delta = {"delta": "alpha bravo", "logprobs": [scored(b" alpha", 0.9), bravo]}
-    assert shown(delta, 0.5) == "alpha [bravo|brave]"
-    assert shown(delta, 0.9) == "alpha bravo"
+    tokens = [scored(b" alpha", 0.9), bravo]
+    assert shown("alpha bravo", tokens, 0.1) == "alpha bravo"
+    assert shown("alpha bravo", tokens, 0.5) == shown("alpha bravo", tokens, 0.95) == "alpha [bravo|brave]"
+    assert shown(" alpha bravo", tokens, 1) == " alpha [bravo|brave|bra]"
+    assert shown(" bravo", [scored(b"bravo", 0.6, (b"brave", 0.6))], 0) == " [bravo|brave]"
 
 
 def test_characters_that_span_tokens_stay_whole_and_replaced_words_stay_replaced() -> None:
@@ -323,7 +415,10 @@ def test_characters_that_span_tokens_stay_whole_and_replaced_words_stay_replaced
         {"delta": " PK-2", "logprobs": [scored(b" papa", 0.6, other), scored(b" kilo")]},
         {"delta": " red", "logprobs": [scored(b" red", 0.6, other)]},
     ]  # fmt: skip
-    assert "".join(shown(delta, 0.5) for delta in deltas) == " na\u00efve\u3042 PK-2 [red|other]"
+    assert (
+        "".join(shown(delta["delta"], delta["logprobs"], 0.5) for delta in deltas)
+        == " na\u00efve\u3042 PK-2 [red|other]"
+    )
 
 
 @pytest.mark.parametrize(("status", "said"), [(404, "one that has /v1/realtime"), (403, "--api-key")])
@@ -333,6 +428,26 @@ def test_a_server_without_live_sessions_is_said_in_one_line(status: int, said: s
         result = called(server.url, "listen", "--live", "--input", str(SHORT.path))
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert said in result.stderr
+
+
+def test_live_text_that_nobody_takes_any_more_ends_it_without_a_word(server: Server) -> None:
+    with started(server.url, "listen", "--live", "--input", "-") as process:
+        process.stdout.close()
+        _, error = process.communicate(samples_of(spoken_twice()))
+    assert (process.returncode, error) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize(
+    "command", [["listen", "--live", "--input", "-"], ["transcribe", str(SHORT.path)]], ids=" ".join
+)
+def test_text_that_cannot_be_written_is_said_as_that(server: Server, command: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "cli", *command], cwd=ROOT, env=clean_environment(VOXTRAL_SERVER=server.url),
+            input=samples_of(spoken_twice()), stdout=full, stderr=subprocess.PIPE, timeout=100, check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (1, b"voxtral: stdout: No space left on device.\n")
 
 
 SOUNDDEVICE = """
@@ -517,8 +632,8 @@ def event(**payload: object) -> bytes:
     return f"data: {json.dumps(payload)}\n\n".encode()
 
 
-HELLO = event(type="transcription.text.delta", text="hello")
-DONE = event(type="transcription.done", warnings=[])
+HELLO = event(type="transcript.text.delta", delta="hello")
+DONE = event(type="transcript.text.done", warnings=[])
 
 
 def stream(*events: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -541,7 +656,10 @@ def test_text_is_printed_before_the_answer_has_ended() -> None:
 
 
 def test_a_pipe_is_sent_while_it_comes() -> None:
-    with Scripted(stream(HELLO, DONE)) as server, started(server.url, "transcribe", "--stdin") as process:
+    with (
+        Scripted(answering(b"hello\n")) as server,
+        started(server.url, "transcribe", "--stdin", "--format", "srt") as process,
+    ):
         process.stdin.write(bytes(100_000))
         process.stdin.flush()
         received = 0
@@ -563,7 +681,7 @@ def test_a_busy_server_is_asked_again_with_the_whole_recording_and_the_key() -> 
 
 def test_where_words_may_be_missing_is_told_beside_the_text() -> None:
     warning = {"code": "audio_incomplete", "message": "Words may be missing.", "start": 14.0, "end": 16.04}
-    with Scripted(stream(HELLO, event(type="transcription.done", warnings=[warning]))) as server:
+    with Scripted(stream(HELLO, event(type="transcript.text.done", warnings=[warning]))) as server:
         result = called(server.url, "transcribe", str(SHORT.path))
     assert (result.exit_code, result.stdout) == (0, "hello\n")
     assert f"{SHORT.path}: 14.0 to 16.0 s: Words may be missing." in result.stderr
@@ -587,7 +705,7 @@ def test_where_words_may_be_missing_is_told_for_formats_without_a_place_for_it()
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        (stream(HELLO, event(object="error", message="The model\nis gone.")), "The model is gone."),
+        (stream(HELLO, event(error={"message": "The model\nis gone."})), "The model is gone."),
         (stream(HELLO), "broke before the answer was whole"),
         (refusal(401, "A key is missing."), "A key is missing. On the command line: --api-key or VOXTRAL_API_KEY."),
         (lambda request: answer(request, 404, b"<html>"), "answered 404 Not Found"),
@@ -607,7 +725,8 @@ def test_what_goes_wrong_at_the_server_is_one_line_and_never_text(
 
 
 def test_ctrl_c_ends_a_transcription_without_a_trace() -> None:
-    with Scripted(stream()) as server, started(server.url, "transcribe", "--stdin") as process:
+    command = ["transcribe", "--stdin", "--format", "json", "--quiet"]
+    with Scripted(stream()) as server, started(server.url, *command) as process:
         process.stdin.write(bytes(1000))
         process.stdin.flush()
         server.received.get(timeout=60)

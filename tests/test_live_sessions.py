@@ -122,6 +122,27 @@ async def test_a_file_that_is_sent_faster_than_speech_waits_for_the_model() -> N
         await session.close()
 
 
+async def test_who_may_wait_is_never_told_to_speak_less_however_slow_the_model_is() -> None:
+    """Paced as speech by a clock that the test turns."""
+    slow = Slow()
+    async with Desk(script=slow, realtime_backlog_seconds=5) as desk, asyncio.timeout(60):
+        session = await desk.open(turn_detection=VAD, may_wait=True)
+        reading, clock = asyncio.create_task(told(session)), Clock(session)
+
+        async def speak() -> None:
+            for _ in range(20):
+                clock.turn(len(WORD) / SAMPLE_RATE)
+                await session.feed(WORD)
+            await session.finish()
+
+        speaking = asyncio.create_task(speak())
+        await until(lambda: session.behind > 5)
+        slow.goes_on.set()
+        await speaking
+        assert len(of(await reading, SpeechStarted)) == 20
+        await session.close()
+
+
 async def test_a_model_that_is_behind_hears_more_at_once() -> None:
     slow = Slow()
     talk = np.concatenate([spoken(WORDS[:2]), SILENCE])

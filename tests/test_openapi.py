@@ -75,6 +75,7 @@ def test_every_example_of_a_body_runs_and_is_answered_as_described(server: Serve
 @pytest.mark.parametrize("fields", [
     {}, {"response_format": "verbose_json"}, {"response_format": "text"}, {"response_format": "srt"},
     {"response_format": "vtt"}, {"include[]": "logprobs", "timestamp_granularities[]": "segment"}, {"stream": "true"},
+    {"include[]": "logprobs", "top_logprobs": "2"},
     {"timestamp_granularities[]": "word"}, {"timestamp_granularities[]": "word", "response_format": "verbose_json"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("task", ["transcriptions", "translations"])

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.serving import Server
+from tests.serving import DEMOS, Server
 from tests.speech import assert_heard, browser_recording, clip, wav, word_errors
 
 URL = "/v1/audio/transcriptions"
@@ -56,6 +56,10 @@ def assert_error(response: httpx.Response, status: int, code: str, param: str | 
         ),
         ({"include[]": "everything"}, "invalid_value", "include"),
         ({"include[]": "logprobs", "response_format": "srt"}, "unsupported_value", "include"),
+        ({"top_logprobs": "2"}, "invalid_value", "top_logprobs"),
+        ({"include[]": "logprobs", "top_logprobs": "6"}, "invalid_value", "top_logprobs"),
+        ({"include[]": "logprobs", "top_logprobs": "-1"}, "invalid_value", "top_logprobs"),
+        ({"include[]": "logprobs", "top_logprobs": "few"}, "invalid_value", "top_logprobs"),
         ({"languages[]": ["en", "de"]}, "unsupported_value", "languages"),
         ({"seed": "1.5"}, "invalid_value", "seed"),
         ({"known_speaker_names[]": "Ann"}, "unsupported_value", "known_speaker_names"),
@@ -102,6 +106,25 @@ def test_what_vllm_adds_is_obeyed(server: Server) -> None:
     assert_error(
         post(server, clip("dense_1").data, max_completion_tokens="0"), 400, "invalid_value", "max_completion_tokens"
     )
+
+
+@pytest.mark.parametrize("model", DEMOS)
+def test_the_likeliest_tokens_stand_beside_each_where_they_are_asked_for(server: Server, model: str) -> None:
+    """In whole answers and in the events of a stream, which have the same tokens."""
+    fields = {"model": model, "include[]": "logprobs", "top_logprobs": "3", "keywords[]": "grey"}
+    scores = post(server, clip("short_0").data, **fields).json()["logprobs"]
+    lines = post(server, clip("short_0").data, stream="true", **fields).text.splitlines()
+    *deltas, done = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert [score for delta in deltas for score in delta["logprobs"]] == done["logprobs"] == scores
+    for score in scores:
+        top = score["top_logprobs"]
+        assert [*top[0]] == ["token", "logprob", "bytes"]
+        assert [other["logprob"] for other in top] == sorted((other["logprob"] for other in top), reverse=True)
+        assert score["token"] in [other["token"] for other in top]
+        assert len(top) == 3
+    plain = post(server, clip("short_0").data, model=model, **{"include[]": "logprobs"}).json()
+    assert [score["token"] for score in plain["logprobs"]] == [score["token"] for score in scores]
+    assert not any("top_logprobs" in score for score in plain["logprobs"])
 
 
 def test_the_same_path_works_without_v1(server: Server) -> None:
