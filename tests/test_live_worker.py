@@ -165,6 +165,16 @@ async def test_all_that_was_fed_is_written_at_a_flush_and_nothing_is_put_in_twic
         assert sum(worker.backend.portions) == heard
 
 
+async def test_flushes_of_silence_leave_nothing_to_count_again_at_every_step(tokenizer: RealtimeTokenizer) -> None:
+    with running(tokenizer, []) as worker:
+        stream = worker.open(LiveOptions())
+        for _ in range(20):
+            stream.feed(silence(1))
+            await until_flushed(stream)
+        assert len(worker._listeners[stream]._clock._inserted) == 1
+        assert stream.backlog == 0
+
+
 async def test_keywords_change_in_mid_session_and_pads_stand_between_the_tokens_of_a_word(
     tokenizer: RealtimeTokenizer,
 ) -> None:
