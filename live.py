@@ -180,8 +180,11 @@ class LiveSession(ABC):
 
     @abstractmethod
     async def clear(self) -> None:
-        """Forget the audio of the utterance at hand. What has come of its text is void: it is never done, and what is
-        fed from now on belongs to an utterance with another number."""
+        """Forget the audio of the utterance at hand. What has come of its text is void: no event of it follows, a
+        LiveFlushed neither, and what is fed from now on belongs to an utterance with another number.
+
+        The 4B first writes what was committed before, for which this waits.
+        """
 
     @abstractmethod
     async def flush(self) -> None:

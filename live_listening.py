@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -102,7 +102,8 @@ class ListeningSession(LiveSession):
         """No more audio belongs to it; behind `last` there is silence."""
 
     @abstractmethod
-    def _utterance_dropped(self, number: int) -> None: ...
+    async def _utterance_dropped(self, number: int) -> None:
+        """Nothing that is told from now on is of it."""
 
     @abstractmethod
     def _flush(self, number: int) -> None: ...
@@ -158,9 +159,13 @@ class ListeningSession(LiveSession):
         self._heard_all()
 
     async def _wait_for_model(self) -> None:
-        """This time does not count: a sender that is kept from sending is no slower for it."""
+        await self._wait_while(lambda: self.behind > self._settings.realtime_backlog_seconds)
+
+    async def _wait_while(self, busy: Callable[[], bool]) -> None:
+        """This time does not count: a sender that is kept from sending is no slower for it, and not idle."""
         since = self._loop.time()
-        while self.behind > self._settings.realtime_backlog_seconds:
+        while busy():
+            self._last_fed = self._loop.time()
             await asyncio.sleep(POLL_SECONDS)
             self._check()
         self._counted += self._loop.time() - since
@@ -215,8 +220,13 @@ class ListeningSession(LiveSession):
         self._check()
         if self._turns:
             self._turns.cut(self.fed)
-        self._utterance_dropped(self._number)
+        dropped = self._number
         self._next(self.fed)
+        await self._utterance_dropped(dropped)
+        for _ in range(self._events.qsize()):
+            event = self._events.get_nowait()
+            if event is None or event.utterance != dropped:
+                self._events.put_nowait(event)
 
     async def flush(self) -> None:
         self._check()

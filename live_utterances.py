@@ -164,7 +164,7 @@ class UtteranceSession(ListeningSession):
         self._give(self._cutter.cut(end))
         self._at_work().end(milliseconds(end) - milliseconds(start), self._loop.time())
 
-    def _utterance_dropped(self, number: int) -> None:
+    async def _utterance_dropped(self, number: int) -> None:
         list(self._cutter.cut(self.fed))  # speech that is in no chunk yet is dropped too
         for utterance in self._utterances:
             if utterance.number == number:
