@@ -188,7 +188,11 @@ class LiveSession(ABC):
 
     @abstractmethod
     async def flush(self) -> None:
-        """Write at once what was fed so far; LiveFlushed follows. The utterance goes on."""
+        """Write what was fed so far, and do not wait for more of it; LiveFlushed follows. The utterance goes on.
+
+        Where somebody speaks, the next pause is waited for, or that no more audio comes: within a word it would be
+        written wrong. In a pause in which there was a flush nothing is left to write, and the next one is waited for.
+        """
 
     @abstractmethod
     async def finish(self) -> None:

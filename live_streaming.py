@@ -211,10 +211,10 @@ class StreamingSession(ListeningSession):
         self._in_turn, self._before = False, self._stream.fed
         self._go_on_at(at)
 
-    def _flush(self, number: int) -> None:
+    def _flush(self, end: int | None) -> None:
         if self._hears:
-            self._send(self.fed)
-        self._set("flushed", number)
+            self._send(self.fed if end is None else end)
+        self._set("flushed", self._number)
 
     def _set(self, kind: MarkKind, number: int, bounds: tuple[int, int] = (0, 0)) -> None:
         self._flushed = self._sent

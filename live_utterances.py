@@ -170,12 +170,12 @@ class UtteranceSession(ListeningSession):
             if utterance.number == number:
                 utterance.task.cancel()
 
-    def _flush(self, number: int) -> None:
-        self._give(self._cutter.cut(self.fed))
+    def _flush(self, end: int | None) -> None:
+        self._give(self._cutter.cut(self.fed if end is None else end))
         if self._utterances:
-            self._utterances[-1].flush(number)
+            self._utterances[-1].flush(self._number)
         else:
-            self._tell(LiveFlushed(number))
+            self._tell(LiveFlushed(self._number))
 
     def _finish(self) -> None:
         if not self._utterances:
