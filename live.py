@@ -181,13 +181,20 @@ class LiveSession(ABC):
 
     @abstractmethod
     async def clear(self) -> None:
-        """Forget the audio of the utterance at hand. What has come of its text is void: it is never done, and what is
-        fed from now on belongs to an utterance with another number."""
+        """Forget the audio of the utterance at hand. What has come of its text is void: no event of it follows, a
+        LiveFlushed neither, and what is fed from now on belongs to an utterance with another number.
+
+        The 4B first writes what was committed before, for which this waits.
+        """
 
     @abstractmethod
     async def flush(self) -> None:
-        """Write at once what was fed so far; LiveFlushed follows. The utterance goes on. Words that may begin a
-        replacement wait for what follows them even so."""
+        """Write what was fed so far, and do not wait for more of it; LiveFlushed follows. The utterance goes on.
+        Words that may begin a replacement wait for what follows them even so.
+
+        Where somebody speaks, the next pause is waited for, or that no more audio comes: within a word it would be
+        written wrong. In a pause in which there was a flush nothing is left to write, and the next one is waited for.
+        """
 
     @abstractmethod
     async def finish(self) -> None:

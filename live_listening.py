@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -27,12 +27,13 @@ from live import (
     SpeechStarted,
     SpeechStopped,
 )
+from live_events import EventQueue
+from live_flushes import Flushes
 from metrics import Metrics
 from turns import TurnEnded, TurnEvent, TurnPaused, TurnResumed, TurnStarted, TurnTracker
 from voice_activity import FRAME, LIVE_BATCH, Listener
 
 PIECE = SAMPLE_RATE  # heard at once, so that nobody waits long behind a message of minutes
-MOST_EVENTS = 10_000  # that wait for a reader
 LEAST_COMMIT_MS = 100
 POLL_SECONDS = 0.05
 
@@ -58,13 +59,15 @@ class ListeningSession(LiveSession):
         self.error: Exception | None = None
         self._around, self._settings = around, around.settings
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
+        self._events = EventQueue()
         self._number, self._begin = 0, 0  # of the utterance at hand, and its first sample
         self._ears: Listener | None = None
         self._turns: TurnTracker | None = None
         self._judged = 0  # samples
         self._over = self._ended = False  # for audio; altogether
         self._feeding = False
+        self._latest = np.zeros(0, np.float32)  # samples that nobody judges
+        self._flushes = Flushes(self._flush, lambda: self._quiet_since)
         self._ahead = 0.0  # seconds of audio that came faster than they can have been spoken, at the time of `_counted`
         self._opened = self._last_fed = self._counted = self._loop.time()
         self._listen()
@@ -102,10 +105,12 @@ class ListeningSession(LiveSession):
         """No more audio belongs to it; behind `last` there is silence."""
 
     @abstractmethod
-    def _utterance_dropped(self, number: int) -> None: ...
+    async def _utterance_dropped(self, number: int) -> None:
+        """Nothing that is told from now on is of it."""
 
     @abstractmethod
-    def _flush(self, number: int) -> None: ...
+    def _flush(self, end: int | None) -> None:
+        """What was fed before sample `end`, or all of it."""
 
     @abstractmethod
     def _finish(self) -> None: ...
@@ -149,19 +154,25 @@ class ListeningSession(LiveSession):
         judged = await self._loop.run_in_executor(self._around.threads, _judged, ears, samples) if ears else ()
         self._check()
         self.fed += len(samples)
+        self._latest = samples[:0] if ears else np.concatenate([self._latest, samples])[-PIECE:]
         self._around.metrics.live_seconds.inc(len(samples) / SAMPLE_RATE)
         self._add(samples)
         for probability in judged:
             self._judged += FRAME
             self._judge(probability)
+            self._flushes.judge(probability, self._judged)
             for event in self._turns.add(probability) if self._turns else ():
                 self._take_turn(event)
         self._heard_all()
 
     async def _wait_for_model(self) -> None:
-        """This time does not count: a sender that is kept from sending is no slower for it."""
+        await self._wait_while(lambda: self.behind > self._settings.realtime_backlog_seconds)
+
+    async def _wait_while(self, busy: Callable[[], bool]) -> None:
+        """This time does not count: a sender that is kept from sending is no slower for it, and not idle."""
         since = self._loop.time()
-        while self.behind > self._settings.realtime_backlog_seconds:
+        while busy():
+            self._last_fed = self._loop.time()
             await asyncio.sleep(POLL_SECONDS)
             self._check()
         self._counted += self._loop.time() - since
@@ -216,17 +227,27 @@ class ListeningSession(LiveSession):
         self._check()
         if self._turns:
             self._turns.cut(self.fed)
-        self._utterance_dropped(self._number)
+        self._flushes.forget()
+        dropped = self._number
         self._next(self.fed)
+        await self._utterance_dropped(dropped)
+        self._events.forget(dropped)
 
     async def flush(self) -> None:
         self._check()
-        self._flush(self._number)
+        if self._ears is None:  # from here on sound is looked at for speech
+            self._ears, self._judged = Listener(LIVE_BATCH), self.fed - len(self._latest)
+            pool = self._around.threads
+            for probability in await self._loop.run_in_executor(pool, _judged, self._ears, self._latest):
+                self._judged += FRAME
+                self._flushes.judge(probability, self._judged)
+        self._flushes.ask()
 
     async def finish(self) -> None:
         self._check()
         if self._at_hand:
             self._cut()
+        self._flushes.carry_out()
         self._over = True
         self._finish()
 
@@ -257,21 +278,16 @@ class ListeningSession(LiveSession):
 
     # Events.
 
-    async def events(self) -> AsyncIterator[LiveEvent]:
-        while (event := await self._events.get()) is not None:
-            yield event
-        if self.error:
-            raise self.error
+    def events(self) -> AsyncIterator[LiveEvent]:
+        return aiter(self._events)
 
     def _tell(self, event: LiveEvent) -> None:
         if self._ended:
             return
-        if self._events.qsize() >= MOST_EVENTS:
-            self._end_session(
-                LiveError("reader_too_slow", f"{MOST_EVENTS} events wait to be read. Read them as they come.")
-            )
-            return
-        self._events.put_nowait(event)
+        try:
+            self._events.put(event)
+        except LiveError as error:
+            self._end_session(error)
 
     def _end_session(self, error: Exception | None = None) -> None:
         """The first end counts."""
@@ -279,19 +295,24 @@ class ListeningSession(LiveSession):
             return
         self._ended, self._over, self.error = True, True, error
         self._alarm.cancel()
+        self._flushes.forget()
         self._stop()
-        self._events.put_nowait(None)
+        self._events.end(error)
 
     async def close(self) -> None:
         self._end_session()
         await self._around.held.aclose()
+
+    @property
+    def _quiet_since(self) -> float:
+        return self._loop.time() if self._feeding or self._over else self._last_fed
 
     def _watch_clock(self) -> None:
         """At the time at which a limit may be reached, and as often as it is not."""
         settings, now = self._settings, self._loop.time()
         oldest, idlest = settings.realtime_session_seconds, settings.realtime_idle_seconds
         too_long = self._opened + oldest
-        idle = (now if self._feeding or self._over else self._last_fed) + idlest
+        idle = self._quiet_since + idlest
         if now >= too_long:
             self._end_session(_limit("too_long", f"The session is {oldest} s old", "REALTIME_SESSION_SECONDS"))
         elif now >= idle:

@@ -65,6 +65,7 @@ class StreamingSession(ListeningSession):
         # Samples of what is in no turn, in case that it is committed by hand.
         self._kept = int(around.settings.realtime_backlog_seconds / 2 * SAMPLE_RATE)
         self._sent = self._flushed = 0  # up to where the stream was fed, and flushed, in samples of the session
+        self._before = 0  # samples of the stream that are of utterances which have ended
         self._in_turn = False
         self._writing: _Utterance
         self._stream: LiveStream
@@ -78,13 +79,16 @@ class StreamingSession(ListeningSession):
         self._open_stream(self.request, await self._keywords(self.request))
 
     def _open_stream(self, request: LiveRequest, keywords: KeywordTree | None) -> None:
+        """In the place of one that there may be, of which nothing is written any more."""
+        self._check()  # or nobody would close it
         delay = {} if request.delay_ms is None else {"delay_ms": request.delay_ms}
         options = LiveOptions(
             interval_ms=request.interval_ms, top_logprobs=request.top_logprobs, keywords=keywords, **delay
         )
         self._close_stream()
         self._stream = self._worker.open(options)
-        self._text = StreamText(self._stream)
+        self._text = StreamText(self._stream, self._sent)
+        self._before, self._writing = 0, _Utterance(self._number)
         self._writer = asyncio.create_task(self._write(self._text))
         self._writer.add_done_callback(self._writer_ended)
 
@@ -190,19 +194,27 @@ class StreamingSession(ListeningSession):
         self._set("ended", number, (start, end))
         self._leave_turn(end)
 
-    def _utterance_dropped(self, number: int) -> None:
-        self._set("dropped", number)
-        self._leave_turn(self.fed)
+    async def _utterance_dropped(self, number: int) -> None:
+        """What the model has of it is given up with the stream, which first writes what was committed before."""
+        if self._stream.fed == self._before:
+            self._set("dropped", number)
+            self._leave_turn(self.fed)
+            return
+        self._in_turn = False
+        await self._wait_while(lambda: self._writing.number < number)
+        keywords = await self._keywords(self.request)
+        self._sent = self._flushed = self.fed
+        self._open_stream(self.request, keywords)
 
     def _leave_turn(self, at: int) -> None:
         """What was not sent by now is not for the model."""
-        self._in_turn = False
+        self._in_turn, self._before = False, self._stream.fed
         self._go_on_at(at)
 
-    def _flush(self, number: int) -> None:
+    def _flush(self, end: int | None) -> None:
         if self._hears:
-            self._send(self.fed)
-        self._set("flushed", number)
+            self._send(self.fed if end is None else end)
+        self._set("flushed", self._number)
 
     def _set(self, kind: MarkKind, number: int, bounds: tuple[int, int] = (0, 0)) -> None:
         self._flushed = self._sent
@@ -214,11 +226,8 @@ class StreamingSession(ListeningSession):
     # What it writes.
 
     async def _write(self, text: StreamText) -> None:
-        number, more = 0, True
-        while more:
-            self._writing = _Utterance(number)
-            more = await self._write_utterance(self._writing, text)
-            number += 1
+        while await self._write_utterance(self._writing, text):
+            self._writing = _Utterance(self._writing.number + 1)
 
     async def _write_utterance(self, utterance: _Utterance, text: StreamText) -> bool:
         """False: the stream has ended."""

@@ -164,18 +164,18 @@ class UtteranceSession(ListeningSession):
         self._give(self._cutter.cut(end))
         self._at_work().end(milliseconds(end) - milliseconds(start), self._loop.time())
 
-    def _utterance_dropped(self, number: int) -> None:
+    async def _utterance_dropped(self, number: int) -> None:
         list(self._cutter.cut(self.fed))  # speech that is in no chunk yet is dropped too
         for utterance in self._utterances:
             if utterance.number == number:
                 utterance.task.cancel()
 
-    def _flush(self, number: int) -> None:
-        self._give(self._cutter.cut(self.fed))
+    def _flush(self, end: int | None) -> None:
+        self._give(self._cutter.cut(self.fed if end is None else end))
         if self._utterances:
-            self._utterances[-1].flush(number)
+            self._utterances[-1].flush(self._number)
         else:
-            self._tell(LiveFlushed(number))
+            self._tell(LiveFlushed(self._number))
 
     def _finish(self) -> None:
         if not self._utterances:

@@ -29,12 +29,13 @@ class Mark:
 class StreamText:
     """Iterate it with `next`. `cancel` it in any case."""
 
-    def __init__(self, stream: LiveStream) -> None:
+    def __init__(self, stream: LiveStream, position: int) -> None:
+        """What is fed first begins at `position` of the session."""
         self._stream = stream
         self._marks: deque[Mark] = deque()  # that have not passed
         self._passed: asyncio.Queue[LiveToken | Mark | EngineError | None] = asyncio.Queue()
         # Where feeding began, and where it went on somewhere else: samples of the stream, and of the session.
-        self._places: list[tuple[int, int]] = [(0, 0)]
+        self._places: list[tuple[int, int]] = [(0, position)]
         self._reader = asyncio.create_task(self._read())
 
     def go_on_at(self, position: int) -> None:

@@ -161,6 +161,7 @@ class Listener:
         """Having read step number `step`, the model wrote `token`."""
         guesses.learn(self._before, token.id)
         self._before = self._before[1], token.id
+        self._clock.reach(step + 1)
         if token.id == self._tokenizer.word:
             self._clock.mark(step + 1)
         elif token.id != self._tokenizer.pad:

@@ -7,6 +7,7 @@ same step may share a mark; those without one of their own are taken to end wher
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 LONGEST_STEPS = 6  # that a word is taken to be long at most, where there is a pause before it: about half a second
@@ -16,7 +17,7 @@ LONGEST_STEPS = 6  # that a word is taken to be long at most, where there is a p
 class WordClock:
     step: int  # samples
     offset: int  # steps of silence before the audio, and of the delay
-    _inserted: list[tuple[int, int]] = field(default_factory=list)  # (sample of the stream, samples of silence)
+    _inserted: deque[tuple[int, int]] = field(default_factory=deque)  # (sample of the stream, samples of silence)
     _removed: int = 0  # samples of silence that lie further back
     _span: tuple[int, int] = (0, 0)  # of the word at hand
     _marked: bool = False  # and nothing of it is written yet
@@ -26,15 +27,24 @@ class WordClock:
         self._inserted.append((at, count))
 
     def fed(self, at: int) -> int:
-        """Samples that had been fed at sample `at` of the stream."""
-        return at - self._removed - sum(min(count, max(0, at - first)) for first, count in self._inserted)
+        """Samples that had been fed at sample `at` of the stream, which is not before what was written last."""
+        silence = self._removed
+        for first, count in self._inserted:
+            if first >= at:  # there may be a thousand, of what waits for the model
+                break
+            silence += min(count, at - first)
+        return at - silence
+
+    def reach(self, written: int) -> None:
+        """Token number `written` is written: what lies before the audio that it is of is only counted from now on."""
+        at = self._sample(written)
+        while self._inserted and sum(self._inserted[0]) <= at:
+            self._removed += self._inserted.popleft()[1]
 
     def mark(self, written: int) -> None:
         """The mark of a word is token number `written`."""
-        at = max(0, (written - self.offset) * self.step)
-        before, end = self._span[1], max(self._span[1], self.fed(at))
+        before, end = self._span[1], max(self._span[1], self.fed(self._sample(written)))
         self._span, self._marked = (max(before, end - LONGEST_STEPS * self.step), end), True
-        self._forget(at)
 
     def span(self, written: int, begins_word: bool) -> tuple[int, int]:
         """First sample that was fed, and the one after the last, of the word that the text's token is part of."""
@@ -43,8 +53,5 @@ class WordClock:
         self._marked = False
         return self._span
 
-    def _forget(self, at: int) -> None:
-        """What lies before `at` is only counted: times go on from here."""
-        passed = [(first, count) for first, count in self._inserted if first + count <= at]
-        self._removed += sum(count for _, count in passed)
-        self._inserted = self._inserted[len(passed) :]
+    def _sample(self, written: int) -> int:
+        return max(0, (written - self.offset) * self.step)

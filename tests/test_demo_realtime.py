@@ -131,6 +131,22 @@ def test_after_minutes_words_are_as_right_as_at_the_beginning_and_memory_has_not
     assert memory[-1] - memory[0] < 20e6
 
 
+@pytest.mark.parametrize("delay_ms", [480, 2400])
+def test_flushes_however_many_change_no_word(server: Server, delay_ms: int) -> None:
+    def said(spoken: Clip) -> str:
+        with socket(server, ADDRESS) as talk:
+            begin(talk, delay_ms)
+            for piece in pieces(spoken.samples(), 0.02):
+                talk.say("input_audio.append", audio=piece)
+                talk.say("input_audio.flush")
+            talk.say("input_audio.end")
+            return talk.until("transcription.done")[-1]["text"]
+
+    with ThreadPoolExecutor(len(SPOKEN)) as threads:
+        texts = [*threads.map(said, SPOKEN)]
+    assert word_error_rate([(each.words, text) for each, text in zip(SPOKEN, texts, strict=True)]) <= 0.05
+
+
 def test_keywords_that_change_in_the_middle_decide_how_the_next_words_are_spelled(server: Server) -> None:
     spoken = np.append(clip("sounds_like_two").samples(), np.zeros(RATE, np.float32))
     with socket(server, ADDRESS) as talk:

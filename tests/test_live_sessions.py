@@ -9,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+import live_events
 import live_listening
 from engine.core import Job
 from live import LiveError, SpeechStarted
@@ -158,7 +159,7 @@ async def test_a_model_that_is_behind_hears_more_at_once() -> None:
 
 
 async def test_who_does_not_read_ends_and_stalls_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_listening, "MOST_EVENTS", 20)
+    monkeypatch.setattr(live_events, "MOST_EVENTS", 20)
     async with Desk() as desk:
         deaf, other = [await desk.open(turn_detection=VAD) for _ in range(2)]
         reading = asyncio.create_task(told(other))

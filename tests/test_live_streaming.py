@@ -172,16 +172,42 @@ async def test_what_is_in_no_turn_is_heard_when_it_is_committed_by_hand(silent: 
         await session.close()
 
 
-async def test_what_is_cleared_is_never_done() -> None:
+@pytest.mark.parametrize("detection", [None, VAD])
+async def test_what_is_cleared_is_told_of_no_more_and_the_next_words_have_their_times(
+    detection: TurnDetection | None,
+) -> None:
+    streams = ScriptedStreams()
+    async with Desk(streams) as desk:
+        session = await desk.open(turn_detection=detection)
+        await session.clear()
+        await hear(session, np.concatenate([SILENCE, spoken(WORDS[:2])]))
+        await session.clear()  # of which nobody has read anything yet
+        await session.clear()
+        await session.update(LiveRequest(turn_detection=detection, keywords=("zulu",)))
+        await hear(session, spoken(WORDS[2:4]))
+        await session.clear()
+        assert streams.heard.audio.size == 0
+        assert next(reversed(streams.streams)).options.keywords is not None
+        await hear(session, spoken(WORDS[4:5]))
+        await session.finish()
+        events = await told(session)
+        assert {event.utterance for event in events} == {4}
+        (done,) = of(events, UtteranceDone)
+        assert [(word.text, word.start_ms) for word in done.transcript.words] == [(WORDS[4], 5000)]
+        await session.close()
+
+
+async def test_what_was_committed_is_written_before_what_follows_it_is_cleared() -> None:
     async with Desk(ScriptedStreams()) as desk:
         session = await desk.open()
-        reading = asyncio.create_task(told(session))
-        await hear(session, spoken(WORDS[:2]))
+        await hear(session, spoken(WORDS[:1]))
+        await session.commit()
+        await hear(session, spoken(WORDS[1:2]))
         await session.clear()
         await hear(session, spoken(WORDS[2:3]))
         await session.finish()
-        events = await reading
-        assert [(done.utterance, done.transcript.text) for done in of(events, UtteranceDone)] == [(1, WORDS[2])]
+        done = of(await told(session), UtteranceDone)
+        assert [(each.utterance, each.transcript.text) for each in done] == [(0, WORDS[0]), (2, WORDS[2])]
         await session.close()
 
 

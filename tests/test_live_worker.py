@@ -22,6 +22,8 @@ from engine.live_worker import LEAST_PORTION, LiveWorker
 from engine.realtime_tokenizer import RealtimeTokenizer
 from engine.sampling import Sampler, choose_tokens
 from engine.scheduler import Limits
+from live import UtteranceDone
+from tests.listening import Desk, of, told
 from tests.scripted import held
 from tools.realtime_checkpoint import write_files
 
@@ -163,6 +165,16 @@ async def test_all_that_was_fed_is_written_at_a_flush_and_nothing_is_put_in_twic
         stream.finish()
         assert [item async for item in stream] == []
         assert sum(worker.backend.portions) == heard
+
+
+async def test_flushes_of_silence_leave_nothing_to_count_again_at_every_step(tokenizer: RealtimeTokenizer) -> None:
+    with running(tokenizer, []) as worker:
+        stream = worker.open(LiveOptions())
+        for _ in range(20):
+            stream.feed(silence(1))
+            await until_flushed(stream)
+        assert len(worker._listeners[stream]._clock._inserted) == 1
+        assert stream.backlog == 0
 
 
 async def test_keywords_change_in_mid_session_and_pads_stand_between_the_tokens_of_a_word(
@@ -390,6 +402,41 @@ async def test_a_cancelled_session_leaves_nothing_behind(tokenizer: RealtimeToke
         gc.collect()
         assert [reference() is None for reference in worker.backend.streams] == [True, False]
         assert worker.running == 1
+
+
+async def test_what_a_session_clears_before_it_is_heard_never_is(tokenizer: RealtimeTokenizer) -> None:
+    worker = LiveWorker(ScriptedModel(tokenizer, word(tokenizer, "alpha")))
+    async with Desk(worker) as desk:
+        session = await desk.open()
+        with held(worker):
+            await session.feed(silence(200))
+            await session.clear()
+            await session.feed(silence(4))
+            await session.finish()
+        (done,) = of(await told(session), UtteranceDone)
+        assert (done.utterance, done.transcript.text) == (1, "alpha")
+        assert done.transcript.segments[0].start_ms == 200 * 80
+        assert sum(worker.backend.portions) == 1 + 4 + 17 - 1  # as where nothing was cleared
+        await session.close()
+
+
+async def test_a_session_that_clears_waits_for_what_it_has_committed(tokenizer: RealtimeTokenizer) -> None:
+    worker = LiveWorker(ScriptedModel(tokenizer, word(tokenizer, "alpha")))
+    async with Desk(worker) as desk:
+        session = await desk.open()
+        with held(worker):
+            await session.feed(silence(4))
+            await session.commit()
+            await session.feed(silence(200))
+            clearing = asyncio.create_task(session.clear())
+            await asyncio.sleep(0)
+        await clearing
+        await session.feed(silence(4))
+        await session.finish()
+        done = of(await told(session), UtteranceDone)
+        assert [(each.utterance, each.transcript.text) for each in done] == [(0, "alpha"), (2, "alpha")]
+        assert [each.transcript.segments[0].start_ms for each in done] == [0, 204 * 80]
+        await session.close()
 
 
 async def test_a_dead_thread_ends_every_session_and_takes_no_more(tokenizer: RealtimeTokenizer) -> None:

@@ -108,6 +108,23 @@ def test_turns_are_found_and_told_in_the_order_of_the_conversation(server: Serve
         assert "".join(event.get("delta", "") for event in mine) == mine[-1]["transcript"]
 
 
+@pytest.mark.parametrize("model", ["whisper-1", REALTIME])
+def test_of_what_is_cleared_nothing_is_told_afterwards_and_what_is_said_next_is_heard(
+    server: Server, model: str
+) -> None:
+    with socket(server) as talk:
+        talk.say("session.update", session=by_hand(model))
+        talk.say(APPEND, audio=next(pieces(clip("dense_0").samples(), 30)))
+        talk.say("input_audio_buffer.clear")
+        talk.until("input_audio_buffer.cleared")
+        for piece in pieces(SPOKEN.samples()):
+            talk.say(APPEND, audio=piece)
+        talk.say(COMMIT)
+        events = talk.until(COMPLETED)
+        assert len({event["item_id"] for event in events if "item_id" in event}) == 1
+        assert_heard(SPOKEN.words, events[-1]["transcript"])
+
+
 @pytest.mark.parametrize(("model", "times"), [("whisper-1", 5), (REALTIME, 2)])
 def test_many_talk_at_once_and_one_that_is_killed_in_mid_word_harms_no_other(
     server: Server, model: str, times: int

@@ -45,3 +45,26 @@ def test_what_was_never_fed_has_no_time(marks: list[int], silences: list[tuple[i
         whole = sum(fed[: (written - OFFSET) * STEP]) + max(0, (written - OFFSET) * STEP - len(fed))
         assert before <= start <= end == whole
         before = end
+
+
+@given(
+    turns=st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 60_000), st.integers(0, 40)), max_size=30),
+    marks=st.sets(st.integers(0, 1000)),
+)
+def test_silence_that_no_word_follows_is_forgotten_and_counted_all_the_same(
+    turns: list[tuple[int, int, int]], marks: set[int]
+) -> None:
+    clock, silences, end, written = WordClock(STEP, OFFSET), [], 0, OFFSET
+    for speech, silence, steps in turns:
+        silences.append((end + speech, silence))
+        clock.insert(*silences[-1])
+        end += speech + silence
+        for _ in range(steps):
+            written += 1
+            clock.reach(written)
+            if written in marks:
+                clock.mark(written)
+            at = (written - OFFSET) * STEP
+            for heard in (at, at + STEP * OFFSET):
+                assert clock.fed(heard) == heard - sum(min(n, max(0, heard - first)) for first, n in silences)
+            assert len(clock._inserted) == sum(first + count > at for first, count in silences)
