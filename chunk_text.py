@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from continuation import begins_word, goes_on, word_ends
-from engine.loops import LoopDetector
+from engine.loops import FAR_SUSPECT, LoopDetector
 from engine.tokenizer import TextDecoder
 from transcript import TextDelta, TextToken
 
@@ -48,7 +48,9 @@ class ChunkText:
         kept = next((end for end in ends if end >= self._read), 0) if self._read else 0
         self.mixed = self._read > 0
         del self.tokens[kept:]
-        self.tokens = joined([self.tokens, second[goes_on(self.tokens, second) :]])
+        escaped = self._loops.looping and 0 < kept - self.sound < FAR_SUSPECT  # repeats told before they were suspect
+        told = self.tokens[: self.sound] if escaped else self.tokens
+        self.tokens = joined([self.tokens, second[goes_on(told, second) :]])
 
     def cut(self, most: int) -> bool:
         """Keep `most` tokens at most. Whether there were more."""

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aligner import Aligner
@@ -405,6 +405,7 @@ def test_a_word_that_is_said_again_and_again_is_told_as_often() -> None:
 
 
 @settings(max_examples=10)
+@example(seconds=22, most=9, after=21, phrase=10)  # "mike" of the repeats is no other hearing of "whiskey"
 @given(
     seconds=st.integers(20, len(WORDS)),
     most=st.integers(9, 40),
