@@ -22,7 +22,7 @@ from voice_activity import Span
 Timing = Literal["chunks", "segments", "words"]  # the smallest that shall have times of its own
 SHORTEST_MS = 40  # of a word, where there is room
 LONGEST_GAP = 2.5  # seconds of speech from the beginning of a token to that of the next; more, and words were skipped
-CROWD, CROWD_SECONDS = 4, 0.3  # words that nobody says in so short a time
+CROWD, CROWD_SECONDS = 3, 0.2  # words that nobody says in so short a time
 SENTENCE_END = re.compile(r"[.?!…。？！।][\"'”’»)\]]*$")
 
 

@@ -64,9 +64,9 @@ def test_words_that_have_no_time_were_not_said() -> None:
 
     assert not crowded(0, 80, 160, 240, 320)
     assert crowded(0, 80, 160, 160, 240)
-    assert crowded(0, 800, 880, 900, 980, 1000, texts=" one two three four five")
-    assert not crowded(0, 800, 880, 900, 980, 1000, texts=" one two three four,five")  # a word may have many tokens
-    assert not crowded(0, 0, 0, 0, texts=" one two three")
+    assert crowded(0, 800, 880, 900, 980, texts=" one two three four")
+    assert not crowded(0, 800, 880, 900, 980, texts=" one two three,four")  # a word may have many tokens
+    assert not crowded(0, 0, 0, texts=" one two")
     assert not is_crowded((), ())
 
 
