@@ -134,9 +134,10 @@ class ChunkDecoding:
     def _misplaced(self, heard: _Heard, places: Sequence[tuple[int, int]]) -> str:
         if heard.done.reason != "stop" or not _can_be_halved(self.chunk.samples):
             return ""
-        if leaves_gap(places, self.chunk):
+        sent = self._asked.streamed  # what has left is not mended, only what is missing behind it
+        if leaves_gap(places, self.chunk, at_end=sent):
             return "much is spoken where no word is"
-        return "words stand where there is no time for them" if is_crowded(heard.tokens, places) else ""
+        return "words stand where there is no time for them" if not sent and is_crowded(heard.tokens, places) else ""
 
     async def _places(self, tokens: list[TextToken]) -> Sequence[tuple[int, int]]:
         """Where tokens are in the audio of the whole chunk, which is not known from their decoding; () where it cannot
@@ -241,7 +242,7 @@ class ChunkAhead:
         self.chunk = decoding.chunk
         self._decoding = decoding
         self._come: asyncio.Queue[TextDelta | SegmentDone | Exception | None] = asyncio.Queue()
-        self._work = asyncio.create_task(self._decode(events))
+        self.work = asyncio.create_task(self._decode(events))
 
     async def _decode(self, events: AsyncGenerator[TextDelta | SegmentDone]) -> None:
         try:
@@ -262,7 +263,7 @@ class ChunkAhead:
             yield event
 
     def cancel(self) -> None:
-        self._work.cancel()
+        self.work.cancel()
         self._decoding.cancel()
 
 

@@ -241,6 +241,7 @@ class ListeningSession(LiveSession):
             for probability in await self._loop.run_in_executor(pool, _judged, self._ears, self._latest):
                 self._judged += FRAME
                 self._flushes.judge(probability, self._judged)
+            self._check()  # the session may have ended meanwhile
         self._flushes.ask()
 
     async def finish(self) -> None:

@@ -167,6 +167,7 @@ class UtteranceSession(ListeningSession):
     async def _utterance_dropped(self, number: int) -> None:
         list(self._cutter.cut(self.fed))  # speech that is in no chunk yet is dropped too
         for utterance in self._utterances:
+            utterance.flushes = [flush for flush in utterance.flushes if flush[1] != number]
             if utterance.number == number:
                 utterance.task.cancel()
 

@@ -34,7 +34,7 @@ class Progress:
         self.ended: float | None = None
         self._duration_ms = duration_ms
         self._searched_ms = 0  # before it, all speech is in chunks that were taken into work
-        self._at_work: deque[tuple[int, int]] = deque()  # starts of chunks, and how much of them the model got
+        self._at_work: deque[tuple[int, int]] = deque()  # starts of chunks, and what the model got, with pauses
         self._model_ms = self._model_done_ms = 0  # of all that the model got, and of what it is done with
         # When, and from where on: the recording was searched for chunks, and the model got its first one.
         self._search_began: tuple[float, int] | None = None

@@ -47,10 +47,6 @@ class Replacements:
             raise ValueError(f"'{heard.strip()}' is there already")
         node.written = " ".join(written.split())
 
-    def apply(self, text: str) -> str:
-        replacer = Replacer(self)
-        return replacer.add(text) + replacer.finish()
-
 
 class Replacer:
     """One text, in pieces."""

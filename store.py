@@ -29,7 +29,7 @@ from transcript import Segment, SegmentDone, TextDelta
 log = logging.getLogger("voxtral.store")
 
 Result = TypeVar("Result")
-VERSION = 2  # to be raised when the same request and audio are to give another text than before
+VERSION = 3  # to be raised when the same request and audio are to give another text than before
 BUSY_SECONDS = 0.2  # to wait for another process that writes
 REST_SECONDS = 60.0  # without the file after a fault, of which time is no remedy
 NO_SAMPLES = np.zeros(0, np.float32)

@@ -307,6 +307,8 @@ class Transcription:
             await asyncio.gather(self._producer, return_exceptions=True)
         for decoding in self._decodings:
             decoding.cancel()
+        works = [decoding.work for decoding in self._decodings if isinstance(decoding, ChunkAhead)]
+        await asyncio.gather(*works, return_exceptions=True)
         await self._source.close()
 
 

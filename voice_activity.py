@@ -37,10 +37,11 @@ LEVEL_KEPT = 0.5 ** (FRAME / SAMPLE_RATE)  # of the loudest peak so far, from on
 HYSTERESIS = 0.15  # speech goes on until its probability has fallen this far below the threshold
 LEAST_RELEASE = 0.01  # but not so far that nothing ends it
 
-# Frames of speech that a span must have, half a second; or an eighth, if one of them is surely speech. The blips that
+# Frames of speech that there must be, half a second; or an eighth, if one of them is surely speech. The blips that
 # music makes are short and not that sure, words are one or the other (docs/decisions/013-voice-activity.md).
 LEAST_FRAMES, LEAST_SURE_FRAMES = 16, 4
 SURE = 0.98
+LONG = 2 * SAMPLE_RATE  # samples of a span that is believed however unsure it is
 TOGETHER = SAMPLE_RATE // 2  # samples of silence up to which spans are judged as one, however short a pause ends them
 
 
@@ -133,14 +134,18 @@ class Tracker:
         self._prefix = int(detection.prefix_padding_ms * SAMPLE_RATE / 1000)
         self._silence = int(detection.silence_duration_ms * SAMPLE_RATE / 1000)
         self.position = position  # up to where samples are judged
-        self._ended = position  # where the last span ended
         self.open: Span | None = None  # the span that goes on; its `end` is how far it has come
-        self._frames, self._surest = 0, 0.0  # of what is judged together: that reach the threshold; the highest of all
-        self._spoken = position  # where speech was last
+        # What is judged together: spans that have ended and may be no speech, where speech was last, how many frames
+        # reach the threshold, and the highest probability.
+        self._unsure: list[Span] = []
+        self._spoken, self._frames, self._surest = position, 0, 0.0
+        self._told = self._ended = position  # where the last span ended that is known to be speech, and the last of all
 
     @property
     def earliest(self) -> int:
         """No sample before this one can be part of a span to come."""
+        if self._unsure:
+            return self._unsure[0].start
         return self.open.start if self.open else max(self.position - self._prefix, self._ended)
 
     def add(self, probabilities: np.ndarray) -> Iterator[Span]:
@@ -150,15 +155,20 @@ class Tracker:
             if probability >= (self._release if self.open else self._threshold):
                 self._speak(begins, probability)
             elif self.open and self.position - self.open.last >= self._silence:
-                yield from self._close_if_speech(self.open.last + self._silence)
+                self._close(self.open.last + self._silence)
             elif self.open:
                 self.open = Span(self.open.start, self.position, self.open.first, self.open.last)
+            if self._unsure and self._is_speech:
+                yield from self._tell()
+            if not self.open and self.position - self._spoken > TOGETHER:
+                self._drop()
 
     def finish(self, probabilities: np.ndarray, total: int) -> Iterator[Span]:
         """The last spans of a recording of `total` samples, of which the last frame may have fewer."""
         spans = [*self.add(probabilities)]
         if self.open:
-            spans += self._close_if_speech(self.open.last + self._silence)
+            self._close(self.open.last + self._silence)
+            spans += self._tell() if self._is_speech else []
         for span in spans:
             yield replace(span, end=min(span.end, total), last=min(span.last, total))
 
@@ -166,24 +176,32 @@ class Tracker:
         """The span that goes on ends at `at`, which was not judged yet; none begins before. It may be short: whoever
         cuts says that there is something."""
         if self.open:
-            yield self._close(at)
-        self._ended = at
+            self._close(at)
+        yield from self._tell()
+        self._told = self._ended = at
 
     def _speak(self, begins: int, probability: float) -> None:
-        if not self.open and begins - self._spoken > TOGETHER:
-            self._frames, self._surest = 0, 0.0
         span = self.open or Span(max(begins - self._prefix, self._ended), 0, begins, 0)
         self.open = Span(span.start, self.position, span.first, self.position)
         self._spoken = self.position
         self._frames += probability >= self._threshold
         self._surest = max(self._surest, probability)
 
-    def _close_if_speech(self, end: int) -> Iterator[Span]:
-        if self._frames >= (LEAST_SURE_FRAMES if self._surest >= SURE else LEAST_FRAMES):
-            yield self._close(end)
-        self.open = None
+    @property
+    def _is_speech(self) -> bool:
+        spans = [*self._unsure, *([self.open] if self.open else [])]
+        long = any(span.last - span.first >= LONG for span in spans)
+        return long or self._frames >= (LEAST_SURE_FRAMES if self._surest >= SURE else LEAST_FRAMES)
 
-    def _close(self, end: int) -> Span:
+    def _close(self, end: int) -> None:
         assert self.open
-        span, self.open, self._ended = replace(self.open, end=end), None, end
-        return span
+        self._unsure.append(replace(self.open, end=end))
+        self.open, self._ended = None, end
+
+    def _tell(self) -> Iterator[Span]:
+        spans, self._unsure, self._told = self._unsure, [], self._ended
+        yield from spans
+
+    def _drop(self) -> None:
+        self._unsure, self._ended = [], self._told
+        self._frames, self._surest = 0, 0.0

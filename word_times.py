@@ -15,7 +15,6 @@ import numpy as np
 
 from audio_processor import SAMPLE_RATE
 from chunking import Chunk, milliseconds
-from continuation import begins_word
 from transcript import Segment, TextToken, Usage, Word
 from voice_activity import Span
 
@@ -40,9 +39,9 @@ def needs_places(timing: Timing, chunk: Chunk, text: bytes) -> bool:
     return any(begins_sentence(word, before) for before, word in pairwise(words))
 
 
-def leaves_gap(token_spans: Sequence[tuple[int, int]], chunk: Chunk) -> bool:
-    """Whether so much speech lies between two tokens, or at an end, that words must be missing. Where nobody looked for
-    speech, nobody knows. token_spans: as in `timed_segments`."""
+def leaves_gap(token_spans: Sequence[tuple[int, int]], chunk: Chunk, at_end: bool = False) -> bool:
+    """Whether so much speech lies between two tokens, or at an end, that words must be missing; `at_end`: only behind
+    the last. Where nobody looked for speech, nobody knows. token_spans: as in `timed_segments`."""
     if not chunk.regions or not token_spans:
         return False
     begins = np.cumsum([0, *(region.end - region.start for region in chunk.regions)])[:-1]
@@ -50,12 +49,13 @@ def leaves_gap(token_spans: Sequence[tuple[int, int]], chunk: Chunk) -> bool:
     spoken = np.cumsum([step for first, last in edges for step in (0, last - first)])  # up to each edge
     starts = np.array([0, *(start for start, _ in token_spans), len(chunk.samples)])
     gaps = np.diff(np.interp(starts, np.ravel(edges), spoken))
-    return bool(gaps.max() > LONGEST_GAP * SAMPLE_RATE)
+    return bool(gaps[-1 if at_end else 0 :].max() > LONGEST_GAP * SAMPLE_RATE)
 
 
 def is_crowded(tokens: Sequence[TextToken], token_spans: Sequence[tuple[int, int]]) -> bool:
     """Whether some words have so little time that they were never said. token_spans: as in `timed_segments`."""
-    starts = [start for token, (start, _) in zip(tokens, token_spans, strict=False) if begins_word(token.bytes)]
+    # Characters of words without spaces share the time of their word, so these are not looked at.
+    starts = [start for token, (start, _) in zip(tokens, token_spans, strict=False) if token.bytes[:1].isspace()]
     edges = np.array([*starts, *(end for _, end in token_spans[-1:])])
     return bool((edges[CROWD:] - edges[:-CROWD] < CROWD_SECONDS * SAMPLE_RATE).any())
 

@@ -52,15 +52,16 @@ class Played:
                     return
                 yield block
         except av.FFmpegError as error:
-            raise Failure(f"the recording cannot be played: {error.strerror}.") from None
-        if not played:
+            if not self._stopped.is_set():
+                raise Failure(f"the recording cannot be played: {error.strerror}.") from None
+        if not played and not self._stopped.is_set():
             raise Failure("the recording has no sound.")
 
     def _decoded(self) -> Iterator[np.ndarray]:
         # A path by FFmpeg's `file:`, so that a colon in it names no other protocol.
         with av.open(f"file:{self._file}" if isinstance(self._file, str) else self._file) as container:
             if not container.streams.audio:
-                raise Failure("the recording has no sound.")
+                return
             resampler = av.AudioResampler(format="s16", layout="mono", rate=self.rate)
             for frame in container.decode(container.streams.audio[0]):
                 for converted in resampler.resample(frame):

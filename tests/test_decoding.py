@@ -139,8 +139,10 @@ def test_words_told_more_often_than_there_is_time_for_are_heard_in_pieces_where_
             return spans + [(spans[-1][1], spans[-1][1])] * (len(tokens) - 60)
 
     script = longer_than(40, lambda job: " ".join([*WORDS[:60], *WORDS[56:60]]))
-    assert tell(script, timing="words", aligner=Doubling()).text.split() == WORDS[:60]
-    assert tell(script, aligner=Doubling()).text.split() == [*WORDS[:60], *WORDS[56:60]]
+    assert tell(script, timing="words", aligner=Doubling(), streamed=False).text.split() == WORDS[:60]
+    for asked in ({"timing": "chunks", "streamed": False}, {"timing": "words"}):  # nobody looked; they have left
+        told = tell(script, aligner=Doubling(), **asked)
+        assert (told.text.split(), len(told.jobs)) == ([*WORDS[:60], *WORDS[56:60]], 1)
 
 
 def test_a_text_that_the_client_cut_has_skipped_nothing() -> None:

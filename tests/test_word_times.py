@@ -52,7 +52,9 @@ def test_words_are_missing_where_much_is_spoken_between_two_and_not_where_a_paus
     assert not leaves_gap(one_after_another(1000, 3000, 9000, 11_000, 12_000), speech)  # 2 s of speech and 4 of pauses
     assert leaves_gap(one_after_another(1000, 3000, 11_000, 12_000), speech)  # before the last but one
     assert leaves_gap(one_after_another(2600, 4000, 8000, 10_000, 12_000), speech)  # at the beginning
-    assert leaves_gap(one_after_another(0, 2000, 4000, 8000, 9300, 9400), speech)  # at the end
+    assert leaves_gap(one_after_another(0, 2000, 4000, 8000, 9300, 9400), speech)
+    assert leaves_gap(one_after_another(0, 2000, 4000, 8000, 9300, 9400), speech, at_end=True)
+    assert not leaves_gap(one_after_another(1000, 3000, 11_000, 12_000), speech, at_end=True)
     assert not leaves_gap(one_after_another(0, 9000), Chunk(0, 0, speech.samples))  # nobody has looked for speech
     assert not leaves_gap((), speech)
 
@@ -67,6 +69,7 @@ def test_words_that_have_no_time_were_not_said() -> None:
     assert crowded(0, 800, 880, 900, 980, texts=" one two three four")
     assert not crowded(0, 800, 880, 900, 980, texts=" one two three,four")  # a word may have many tokens
     assert not crowded(0, 0, 0, texts=" one two")
+    assert not is_crowded([TextToken(0, each.encode(), 0.0) for each in "你好世界"], [(0, 9000)] * 4)
     assert not is_crowded((), ())
 
 
