@@ -28,18 +28,17 @@ LIVE_BATCH = 2 * FRAME  # likewise while somebody speaks: 64 ms, which cost 0.5 
 STATE = (1, 1, 128)  # of each of the LSTM's two memories
 
 # Below a peak of about 0.02 the network grows deaf, so quiet recordings are made louder for it. Noise it knows at any
-# level. The gain falls at once when it grows loud and rises in some seconds: sooner, and pauses would be pumped up;
-# later, and who speaks quietly after somebody loud would not be heard.
+# level. The gain falls at once when it grows loud and rises slowly, lest pauses be pumped up.
 HEARD_PEAK = 0.5
 MOST_GAIN = 50.0
-LEVEL_KEPT = 0.5 ** (FRAME / SAMPLE_RATE)  # of the loudest peak so far, from one frame to the next: 6 dB a second
+LEVEL_KEPT = 0.8 ** (1 / 32)  # of the loudest peak so far, from one frame to the next: 2 dB a second
 
 HYSTERESIS = 0.15  # speech goes on until its probability has fallen this far below the threshold
 LEAST_RELEASE = 0.01  # but not so far that nothing ends it
 
-# Frames of speech that there must be, half a second; or an eighth, if one of them is surely speech. The blips that
-# music makes are short and not that sure, words are one or the other (docs/decisions/013-voice-activity.md).
-LEAST_FRAMES, LEAST_SURE_FRAMES = 16, 4
+# Frames of speech that there must be, 0.2 s; or 0.13, if one of them is surely speech. The blips that music makes are
+# short and not that sure, words are one or the other (docs/decisions/013-voice-activity.md).
+LEAST_FRAMES, LEAST_SURE_FRAMES = 6, 4
 SURE = 0.98
 LONG = 2 * SAMPLE_RATE  # samples of a span that is believed however unsure it is
 TOGETHER = SAMPLE_RATE // 2  # samples of silence up to which spans are judged as one, however short a pause ends them
